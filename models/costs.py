@@ -1,0 +1,40 @@
+"""What a model costs: ``python -m models.costs rsanet_r50 --num_segments 8 16 --size 224``."""
+
+import argparse
+import logging
+
+import torch
+from fvcore.nn import FlopCountAnalysis
+from torch import nn
+
+from .registry import build_model, list_models
+
+
+def costs(model: nn.Module, num_segments: int, size: int) -> tuple[int, float]:
+    """Parameters, and multiply-adds of a clip ``(1, T, 3, size, size)`` as fvcore counts them (with batch norm)."""
+    clip = torch.zeros(1, num_segments, 3, size, size)
+    logging.getLogger("fvcore").setLevel(logging.ERROR)  # what fvcore does not count is elementwise
+    count = FlopCountAnalysis(model.eval(), clip).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    return sum(p.numel() for p in model.parameters()), count.total()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m models.costs", description=__doc__)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="default: all five R50 networks")
+    parser.add_argument("--num_segments", type=int, nargs="+", default=[8, 16], metavar="T")
+    parser.add_argument("--size", type=int, default=224, metavar="PX", help="height and width of a frame")
+    parser.add_argument("--num_classes", type=int, default=174, metavar="K")
+    args = parser.parse_args()
+    unknown = [name for name in args.models if name not in list_models()]
+    if unknown:
+        parser.error(f"unknown model {unknown[0]!r}; known: {', '.join(list_models())}")
+
+    print("| model | frames | size | parameters | G multiply-adds |\n|---|---|---|---|---|")
+    for name in args.models or [name for name in list_models() if name.endswith("_r50")]:
+        for t in args.num_segments:
+            parameters, multiply_adds = costs(build_model(name, args.num_classes, t), t, args.size)
+            print(f"| {name} | {t} | {args.size} | {parameters:,} | {multiply_adds / 1e9:.3f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

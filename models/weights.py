@@ -1,0 +1,183 @@
+"""Reading weight files: our own, the released RSA, SDA and TSM layouts, and an ImageNet ResNet-50."""
+
+import os
+import re
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torchvision.models import ResNet50_Weights
+
+from ops import RSA, TemporalShift
+
+from .resnet import VideoResNet
+
+# thop leaves these beside the parameters in the released SDA files.
+STRAY = ("total_ops", "total_params")
+
+
+class WeightsError(ValueError):
+    """A weight file that cannot be read or does not fit the model."""
+
+
+@dataclass
+class LoadReport:
+    """What ``load_weights`` did; ``str(report)`` is three lines."""
+
+    source: str
+    layout: str
+    loaded: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.source}: {self.layout} layout, {len(self.loaded)} tensors loaded\n"
+            f"  not in the file, kept as initialised: {_first(self.missing)}\n"
+            f"  in the file, not in the model: {_first(self.unexpected + self.mismatched)}"
+        )
+
+
+def read_checkpoint(path: str | os.PathLike) -> dict:
+    """The dictionary in a checkpoint file, read with ``weights_only=True``: nothing in the file is executed."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise WeightsError(f"{path}: no such weight file") from None
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"{path}: not a weight file that can be read safely ({reason})") from error
+    if not isinstance(checkpoint, dict):
+        raise WeightsError(f"{path}: holds a {type(checkpoint).__name__}, not a state dict")
+    return checkpoint
+
+
+def load_weights(model: VideoResNet, source: str | os.PathLike | dict, strict: bool = True) -> LoadReport:
+    """Load ``source`` into ``model``, whatever of the known layouts it has.
+
+    Args:
+        source: a file or a state dict (or a checkpoint dict that holds one under ``state_dict``). Layouts: our own; the
+            released RSA (``module.`` prefix, 5-D 1xkxk weights), SDA (stray ``total_ops``/``total_params``), TSM
+            (``conv1.net``) files; an ImageNet ResNet-50, of which the classifier, and the whole bottlenecks that hold
+            RSA, are left out.
+        strict: raise unless every tensor of the model and of the file found its place. With an ImageNet file the
+            tensors that no such file can hold may stay as they are. ``False`` loads what fits and reports the rest.
+
+    Returns a ``LoadReport``. Errors: ``WeightsError`` that names what does not fit.
+    """
+    name = "state dict" if isinstance(source, dict) else str(source)
+    checkpoint = source if isinstance(source, dict) else read_checkpoint(source)
+    state = checkpoint.get("state_dict", checkpoint)
+    if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsError(f"{name}: holds no state dict; its keys are {_first(list(checkpoint))}")
+
+    state, layout = _released_names(state)
+    target = model.state_dict()
+    report = LoadReport(name, layout)
+    if layout == "imagenet":
+        state = {f"base_model.{key}": value for key, value in state.items() if not key.startswith("fc.")}
+        rsa = _rsa_bottlenecks(model)
+        state = {key: value for key, value in state.items() if not key.startswith(rsa)}
+
+    fitting = {}
+    for key, value in state.items():
+        if key not in target:
+            report.unexpected.append(key)
+            continue
+        value = _squeezed(value, target[key])
+        if value.shape != target[key].shape:
+            report.mismatched.append(f"{key} {tuple(value.shape)} for {tuple(target[key].shape)}")
+        else:
+            fitting[key] = value
+            report.loaded.append(key)
+    # Files older than PyTorch 0.4.1 lack this counter, which only BN without a momentum reads.
+    report.missing = [key for key in target if key not in fitting and not key.endswith("num_batches_tracked")]
+
+    if not report.loaded:
+        raise WeightsError(f"{name}: none of its tensors fits the model; first names: {_first(list(state))}")
+    if strict:
+        _check(report, model, checkpoint.get("arch"))
+    model.load_state_dict(fitting, strict=False)
+    return report
+
+
+def load_imagenet(model: VideoResNet, source: str) -> LoadReport:
+    """The ImageNet start: ``"imagenet"`` (torchvision's ``ResNet50_Weights.IMAGENET1K_V1``) or the path of a file."""
+    if source != "imagenet":
+        return load_weights(model, source)
+    try:
+        state = ResNet50_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
+    except OSError as error:
+        raise WeightsError(
+            f"cannot fetch the ImageNet ResNet-50 ({error}); give the path of a downloaded file as pretrained, or none"
+        ) from error
+    return load_weights(model, state)
+
+
+def _released_names(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """Our names for the names in a file, and the layout they were recognised as."""
+    renamed, layout = {}, "own"
+    for key, value in state.items():
+        if key.rsplit(".", 1)[-1] in STRAY:
+            layout = "SDA"
+            continue
+        new = key.removeprefix("module.")
+        if ".conv1.net." in new:
+            new, layout = new.replace(".conv1.net.", ".conv1."), "TSM"
+        if new.startswith("base_model.") and value.dim() == 5 and value.shape[2] == 1:
+            layout = "RSA" if ".sda." not in new else layout
+        # Without dropout the released networks keep the classifier inside the frame network.
+        new = re.sub(r"^base_model\.fc1?\.", "new_fc.", new)
+        renamed[new] = value
+    if "conv1.weight" in renamed and not any(key.startswith("base_model.") for key in renamed):
+        layout = "imagenet"
+    return renamed, layout
+
+
+def _squeezed(value: Tensor, target: Tensor) -> Tensor:
+    """A released 1xkxk Conv3d weight as the Conv2d weight it is, and a 1-tap Conv1d classifier as a linear one."""
+    if value.dim() == 5 and target.dim() == 4 and value.shape[2] == 1:
+        return value.squeeze(2)
+    if value.dim() == 3 and target.dim() == 2 and value.shape[2] == 1:
+        return value.squeeze(2)
+    return value
+
+
+def _rsa_bottlenecks(model: VideoResNet) -> tuple[str, ...]:
+    return tuple(
+        f"base_model.layer{stage + 1}.{index}."
+        for stage, index, block in model.blocks()
+        if isinstance(block.conv2, RSA)
+    )
+
+
+def _check(report: LoadReport, model: VideoResNet, arch: str | None) -> None:
+    missing = report.missing
+    if report.layout == "imagenet":
+        untouched = ("new_fc.", *_rsa_bottlenecks(model))
+        missing = [key for key in missing if not key.startswith(untouched) and ".sda." not in key]
+    problems = []
+    # A shift has no parameters, so the names alone cannot tell TSN from TSM.
+    if report.layout == "own" and "_" in (arch or "") and model.arch and arch != model.arch:
+        problems.append(f"the file holds {arch}, the model is {model.arch}")
+    if report.layout == "TSM" and not any(isinstance(module, TemporalShift) for module in model.modules()):
+        problems.append("the file holds a network with temporal shift, the model has none")
+    if report.mismatched:
+        problems.append(f"other shapes: {_first(report.mismatched)}")
+        if any(text.startswith("new_fc.weight") for text in report.mismatched):
+            problems.append("the file was trained for another number of classes")
+    if missing:
+        problems.append(f"missing: {_first(missing)}")
+    if report.unexpected:
+        problems.append(f"not in the model: {_first(report.unexpected)}")
+    if problems:
+        raise WeightsError(
+            f"{report.source}: does not fit the model ({'; '.join(problems)}); "
+            "build the model that the file was made with, or pass strict=False to load what fits"
+        )
+
+
+def _first(names: list[str], count: int = 3) -> str:
+    more = f", ... ({len(names)} in all)" if len(names) > count else ""
+    return ", ".join(names[:count]) + more if names else "none"

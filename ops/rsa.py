@@ -1,0 +1,163 @@
+"""Relational self-attention (RSA, NeurIPS 2021, Fig. 2) in plain PyTorch: the reference for any faster path."""
+
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+
+RELATIONS = ("V", "R", "VplusR")
+
+
+class RSA(nn.Module):
+    r"""Relational self-attention over a space-time neighbourhood, in place of a convolution.
+
+    For a position with query :math:`x^Q` and a neighbourhood of M = kT*kH*kW positions with keys :math:`X^K` and
+    values :math:`X^V`, both (M, C), the paper's Fig. 2 defines
+
+    .. math::
+        \kappa^V &= P\, x^Q                                        &&\text{basic kernel, (M)} \\
+        \kappa^R &= \mathrm{vec}(1 (x^Q)^\top \odot X^K)\, H       &&\text{relational kernel, (M)} \\
+        X^R      &= X^V ((X^V)^\top G)                             &&\text{relational context, (M, C)} \\
+        y        &= (\kappa^V + \kappa^R)\,(X^V + X^R)             &&\text{output, (C)}
+
+    with the decomposition H = H1 H2^T, P = H2 P1^T, so that nothing of size M*C is formed at a position. With L query
+    heads that share one key and one value of D = C / L channels this is, for head l (the released computation),
+
+    .. math:: y_l = q_l\,(P_1 + X^K \circledast H_1)\;(H_2^\top X^V)\;(I + (X^V)^\top G)
+
+    where every product with H1, H2, G over the neighbourhood is a zero-padded convolution. Queries, keys and values
+    are L2-normalised over their channels; there is no softmax. ``I`` starts as the identity and is learned. Channel v
+    of head l is output channel v*L + l, as in the released weights that follow the operator.
+
+    ``kernel_type`` and ``feat_type`` choose among the basic term ``"V"``, the relational term ``"R"`` and both,
+    ``"VplusR"``. As released, the ``"V"`` kernel uses the query itself as the code (no P1), so it is not
+    ``"VplusR"`` with H1 = 0.
+
+    Args:
+        in_channels, out_channels: C and C'.
+        num_heads: L, the number of queries at a position.
+        key_dim, value_dim, latent_dim: channels of a query/key, of a value, and of the code between H1 and H2.
+            ``None`` is ``out_channels // num_heads``. The output has ``num_heads * value_dim`` channels, which is
+            ``out_channels`` unless ``value_dim`` says otherwise.
+        kernel_size: (kT, kH, kW) or one number, all odd.
+        stride: spatial stride, a number or (1, sH, sW), done as released by a 3x3 average pool after the operator.
+        kernel_type, feat_type: ``"V"``, ``"R"`` or ``"VplusR"``.
+
+    Shapes: ``(N, C, T, H, W) -> (N, C', T, ceil(H/sH), ceil(W/sW))``, any N, T, H, W.
+    Errors: ``ValueError`` for settings that do not fit each other and for an input of another shape.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        num_heads: int = 8,
+        key_dim: int | None = None,
+        value_dim: int | None = None,
+        latent_dim: int | None = None,
+        kernel_size: int | tuple[int, int, int] = (5, 7, 7),
+        stride: int | tuple[int, int, int] = 1,
+        kernel_type: str = "VplusR",
+        feat_type: str = "VplusR",
+    ):
+        super().__init__()
+        if kernel_type not in RELATIONS or feat_type not in RELATIONS:
+            raise ValueError(f"kernel_type={kernel_type!r} and feat_type={feat_type!r} must each be one of {RELATIONS}")
+        if None in (key_dim, value_dim, latent_dim) and out_channels % num_heads:
+            raise ValueError(
+                f"out_channels={out_channels} is not a multiple of num_heads={num_heads}; "
+                "give key_dim, value_dim and latent_dim, or another number of heads"
+            )
+        kernel_size = (kernel_size,) * 3 if isinstance(kernel_size, int) else tuple(kernel_size)
+        if len(kernel_size) != 3 or any(k < 1 or k % 2 == 0 for k in kernel_size):
+            raise ValueError(f"kernel_size={kernel_size} must be three odd numbers (T, H, W)")
+        stride = (1, stride, stride) if isinstance(stride, int) else tuple(stride)
+        if len(stride) != 3 or stride[0] != 1 or min(stride) < 1:
+            raise ValueError(f"stride={stride} must be (1, sH, sW): frames are not dropped")
+
+        share = out_channels // num_heads
+        self.in_channels, self.num_heads, self.kernel_size, self.stride = in_channels, num_heads, kernel_size, stride
+        self.key_dim = share if key_dim is None else key_dim
+        self.value_dim = share if value_dim is None else value_dim
+        self.latent_dim = share if latent_dim is None else latent_dim
+        self.out_channels = num_heads * self.value_dim
+        self.kernel_type, self.feat_type = kernel_type, feat_type
+        if kernel_type == "V" and self.key_dim != self.latent_dim:
+            raise ValueError(
+                f"kernel_type='V' uses the query as the code: key_dim={self.key_dim} must equal "
+                f"latent_dim={self.latent_dim}"
+            )
+
+        key, value, latent = self.key_dim, self.value_dim, self.latent_dim
+        padding = tuple(k // 2 for k in kernel_size)
+        keys = 0 if kernel_type == "V" else key
+        self.projection = nn.Conv3d(in_channels, num_heads * key + keys + value, 1, bias=False)
+        if kernel_type != "V":
+            self.H1 = nn.Conv3d(key, key * latent, kernel_size, padding=padding, groups=key, bias=False)
+        if kernel_type == "VplusR":
+            self.P1 = nn.Parameter(torch.empty(1, key, latent))
+        self.H2 = nn.Conv3d(1, latent, kernel_size, padding=padding, bias=False)
+        if feat_type != "V":
+            self.G = nn.Conv3d(1, value, kernel_size, padding=padding, bias=False)
+        if feat_type == "VplusR":
+            self.I = nn.Parameter(torch.empty(1, value, value))
+        pool = tuple(3 if s > 1 else 1 for s in stride)
+        self.pool = nn.AvgPool3d(pool, stride, tuple(k // 2 for k in pool)) if max(stride) > 1 else nn.Identity()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """MSRA (fan-out) for every convolution, P1 ~ N(0, 1/(M*D)), I = identity, as released."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if self.kernel_type == "VplusR":
+            context = self.kernel_size[0] * self.kernel_size[1] * self.kernel_size[2]  # M
+            nn.init.normal_(self.P1, std=sqrt(1 / (context * self.latent_dim)))
+        if self.feat_type == "VplusR":
+            with torch.no_grad():
+                self.I.copy_(torch.eye(self.value_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 5 or x.shape[1] != self.in_channels:
+            raise ValueError(f"RSA takes (N, {self.in_channels}, T, H, W), got {tuple(x.shape)}")
+        n, _, t, h, w = x.shape
+        heads, key, value = self.num_heads, self.key_dim, self.value_dim
+        projected = self.projection(x)  # (N, L*K [+ K] + V, T, H, W)
+        q, k, v = projected.split([heads * key, projected.shape[1] - heads * key - value, value], dim=1)
+
+        q = _l2_normalise(q.unflatten(1, (heads, key)), dim=2)  # (N, L, K, T, H, W)
+        code = _by_position(q.flatten(1, 2), heads)  # (N*T*H*W, L, K)
+        if self.kernel_type != "V":
+            relation = _by_position(self.H1(_l2_normalise(k, dim=1)), key)  # X^K * H1: (N*T*H*W, K, D)
+            if self.kernel_type == "VplusR":
+                relation = relation + self.P1
+            code = code @ relation  # (N*T*H*W, L, D)
+
+        v = _l2_normalise(v, dim=1).flatten(0, 1).unsqueeze(1)  # (N*V, 1, T, H, W): H2 and G are shared by the channels
+        context = _by_position(self.H2(v).unflatten(0, (n, value)).flatten(1, 2), value)  # (X^V)^T H2: (N*T*H*W, V, D)
+        if self.feat_type != "V":
+            mixing = _by_position(self.G(v).unflatten(0, (n, value)).flatten(1, 2), value)  # (X^V)^T G: (N*T*H*W, V, V)
+            if self.feat_type == "VplusR":
+                mixing = mixing + self.I
+            context = mixing.transpose(1, 2) @ context  # (N*T*H*W, V, D)
+
+        y = context @ code.transpose(1, 2)  # (N*T*H*W, V, L): as released, head l of value v is channel v*L + l
+        y = y.reshape(n, t, h, w, self.out_channels).permute(0, 4, 1, 2, 3)  # (N, C', T, H, W)
+        return self.pool(y)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_channels}, {self.out_channels}, num_heads={self.num_heads}, key_dim={self.key_dim}, "
+            f"value_dim={self.value_dim}, latent_dim={self.latent_dim}, kernel_size={self.kernel_size}, "
+            f"stride={self.stride}, kernel_type={self.kernel_type!r}, feat_type={self.feat_type!r}"
+        )
+
+
+def _l2_normalise(x: Tensor, dim: int) -> Tensor:
+    # The epsilon stands under the root, as released; F.normalize would clamp the norm instead.
+    return x / (x.square().sum(dim, keepdim=True) + 1e-6).sqrt()
+
+
+def _by_position(x: Tensor, rows: int) -> Tensor:
+    """(N, rows*cols, T, H, W) -> (N*T*H*W, rows, cols): one small matrix a position."""
+    return x.permute(0, 2, 3, 4, 1).flatten(0, 3).unflatten(1, (rows, -1))

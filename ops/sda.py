@@ -1,0 +1,189 @@
+"""Selective dependency aggregation (SDA, ACM Multimedia 2021) in plain PyTorch.
+
+Four dependency blocks look at a feature map over different ranges of space and time; a learned query weighs them for
+each clip; the weighted sum gates the feature map. Letters: N clips, T frames, c reduced channels.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SQUEEZES = ("avg", "max", "avg+max")
+
+
+class LST(nn.Module):
+    """Long-range space-time dependency: squeeze over T, H, W, a linear map, BN, ReLU, expand. (N,c,T,H,W) -> the same.
+
+    With ``squeeze="avg+max"`` both pass through the same map and BN and are added before the ReLU.
+    """
+
+    def __init__(self, channels: int, squeeze: str = "avg"):
+        super().__init__()
+        self.squeeze = _checked(squeeze)
+        self.conv = nn.Linear(channels, channels, bias=False)
+        self.bn = nn.BatchNorm1d(channels)
+        nn.init.normal_(self.conv.weight, 0, 0.001)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = _squeeze(x, (2, 3, 4), self.squeeze)  # one or two of (N, c)
+        y = torch.stack(pooled, dim=1).flatten(0, 1)  # (N or 2N, c): BN sees both squeezes as one batch
+        y = self.bn(self.conv(y)).unflatten(0, (-1, len(pooled))).sum(1)  # (N, c)
+        return F.relu(y)[:, :, None, None, None].expand_as(x)
+
+
+class LT(nn.Module):
+    """Long-range temporal dependency: squeeze over T, a 3x3 convolution, BN, ReLU, expand. (N,c,T,H,W) -> the same."""
+
+    def __init__(self, channels: int, squeeze: str = "avg"):
+        super().__init__()
+        self.squeeze = _checked(squeeze)
+        self.conv = nn.Conv2d(channels * _squeezes(squeeze), channels, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
+        _msra(self.conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.cat(_squeeze(x, (2,), self.squeeze), dim=1)  # (N, c or 2c, H, W)
+        return F.relu(self.bn(self.conv(y)))[:, :, None].expand_as(x)
+
+
+class LS(nn.Module):
+    """Long-range spatial dependency: squeeze over H, W, convolve 3 frames, BN, ReLU, expand; shapes as LST."""
+
+    def __init__(self, channels: int, squeeze: str = "avg"):
+        super().__init__()
+        self.squeeze = _checked(squeeze)
+        self.conv = nn.Conv1d(channels * _squeezes(squeeze), channels, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm1d(channels)
+        _msra(self.conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.cat(_squeeze(x, (3, 4), self.squeeze), dim=1)  # (N, c or 2c, T)
+        return F.relu(self.bn(self.conv(y)))[:, :, :, None, None].expand_as(x)
+
+
+class S122(nn.Module):
+    """Short-range dependency: 1x2x2 pool, (3,1,1) convolution, BN, ReLU, average back. (N,c,T,H,W) -> the same.
+
+    The pooled map is (max(H//2, 2), max(W//2, 2)); on odd sizes the adaptive windows overlap, as released.
+    """
+
+    def __init__(self, channels: int, squeeze: str = "avg"):
+        super().__init__()
+        self.squeeze = _checked(squeeze)
+        self.conv = nn.Conv3d(channels * _squeezes(squeeze), channels, (3, 1, 1), padding=(1, 0, 0), bias=False)
+        self.bn = nn.BatchNorm3d(channels)
+        _msra(self.conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        t, h, w = x.shape[2:]
+        size = (max(h // 2, 2), max(w // 2, 2))
+        maps = x.flatten(1, 2)  # (N, c*T, H, W)
+        pools = {"avg": F.adaptive_avg_pool2d, "max": F.adaptive_max_pool2d}
+        # As released, avg+max lays the two pools of one channel side by side (c0 avg, c0 max, c1 avg, ...).
+        pooled = [pools[name](maps, size).unflatten(1, (-1, t)) for name in self.squeeze.split("+")]
+        y = torch.stack(pooled, dim=2).flatten(1, 2)  # (N, c or 2c, T, H//2, W//2)
+        y = F.relu(self.bn(self.conv(y)))
+        return F.adaptive_avg_pool2d(y.flatten(1, 2), (h, w)).unflatten(1, (-1, t))  # (N, c, T, H, W)
+
+
+DEPENDENCIES = {"LST": LST, "LT": LT, "LS": LS, "S122": S122}
+
+
+class QueryAggregation(nn.Module):
+    """Weigh the branches by a learned query: softmax over branches of (pooled branch times ``qVec``), per clip.
+
+    Takes a list of M tensors (N,c,T,H,W) and returns their weighted sum (N,c,T,H,W).
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.qVec = nn.Parameter(torch.empty(1, channels).uniform_(-0.1, 0.1))
+
+    def forward(self, branches: list[Tensor]) -> Tensor:
+        keys = torch.stack([branch.mean((2, 3, 4)) for branch in branches], dim=1)  # (N, M, c)
+        weights = (keys @ self.qVec.T).softmax(dim=1)  # (N, M, 1)
+        return sum(branch * weights[:, m, :, None, None, None] for m, branch in enumerate(branches))
+
+
+class AverageAggregation(nn.Module):
+    """The plain mean of the branches. No parameters."""
+
+    def forward(self, branches: list[Tensor]) -> Tensor:
+        return sum(branches) / len(branches)
+
+
+AGGREGATIONS = {"query": QueryAggregation, "average": lambda channels: AverageAggregation()}
+
+
+class SDA(nn.Module):
+    """Selective dependency aggregation: ``x * sigmoid(BN(conv(aggregate(dependencies(ReLU(BN(conv(x))))))))``.
+
+    It stands after conv2 and its BN in a bottleneck, before the ReLU. BN follows both 1x1x1 convolutions and stands in
+    every block; the gate has no residual and starts near one half: all as released.
+
+    Args:
+        channels: C of the input.
+        num_segments: T, the frames that are one clip. The released 16-frame networks keep 8 here and so gate two
+            halves of a clip on their own.
+        reduction: the blocks work on ``max(C // reduction, 16)`` channels.
+        dependencies: any of ``"LST" "LT" "LS" "S122"``, in the order of the released ``mdm`` list.
+        aggregation: ``"query"`` (the paper's) or ``"average"``.
+        squeeze: how the blocks pool, ``"avg"`` (the paper's), ``"max"`` or ``"avg+max"``.
+
+    Shapes: ``(N*T, C, H, W) -> (N*T, C, H, W)``.
+    Errors: ``ValueError`` for an unknown name, no dependency, or frames that are not a multiple of ``num_segments``.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_segments: int = 8,
+        reduction: int = 4,
+        dependencies: tuple[str, ...] = ("LST", "LT", "LS", "S122"),
+        aggregation: str = "query",
+        squeeze: str = "avg",
+    ):
+        super().__init__()
+        unknown = [name for name in dependencies if name not in DEPENDENCIES]
+        if unknown or not dependencies:
+            raise ValueError(f"dependencies={tuple(dependencies)} must be one or more of {tuple(DEPENDENCIES)}")
+        if aggregation not in AGGREGATIONS:
+            raise ValueError(f"aggregation={aggregation!r} must be one of {tuple(AGGREGATIONS)}")
+        reduced = max(channels // reduction, 16)
+        self.num_segments = num_segments
+        self.channel_down = nn.Conv3d(channels, reduced, 1, bias=False)
+        self.bn1 = nn.BatchNorm3d(reduced)
+        self.mdm = nn.ModuleList(DEPENDENCIES[name](reduced, squeeze) for name in dependencies)
+        self.agg = AGGREGATIONS[aggregation](reduced)
+        self.channel_up = nn.Conv3d(reduced, channels, 1, bias=False)
+        self.bn2 = nn.BatchNorm3d(channels)
+        _msra(self.channel_down)
+        nn.init.xavier_normal_(self.channel_up.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[0] % self.num_segments:
+            raise ValueError(f"{x.shape[0]} frames are not a multiple of num_segments {self.num_segments}")
+        clips = x.unflatten(0, (-1, self.num_segments)).transpose(1, 2)  # (N, C, T, H, W)
+        reduced = F.relu(self.bn1(self.channel_down(clips)))  # (N, c, T, H, W)
+        gate = self.agg([block(reduced) for block in self.mdm])  # (N, c, T, H, W)
+        gate = self.bn2(self.channel_up(gate)).sigmoid()  # (N, C, T, H, W)
+        return (clips * gate).transpose(1, 2).flatten(0, 1)  # (N*T, C, H, W)
+
+
+def _squeeze(x: Tensor, dims: tuple[int, ...], squeeze: str) -> list[Tensor]:
+    pools = {"avg": torch.mean, "max": torch.amax}
+    return [pools[name](x, dim=dims) for name in squeeze.split("+")]
+
+
+def _squeezes(squeeze: str) -> int:
+    return len(squeeze.split("+"))
+
+
+def _checked(squeeze: str) -> str:
+    if squeeze not in SQUEEZES:
+        raise ValueError(f"squeeze={squeeze!r} must be one of {SQUEEZES}")
+    return squeeze
+
+
+def _msra(conv: nn.Module) -> None:
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")

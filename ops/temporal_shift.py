@@ -1,0 +1,34 @@
+"""Temporal shift (TSM, ICCV 2019, section 3), bidirectional, as used in SDA-TSM."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class TemporalShift(nn.Module):
+    """Move the first ``1/fold_div`` of the channels one frame back and the next ``1/fold_div`` one frame forward.
+
+    What moves in from outside the clip is zero; the remaining channels stay. No parameters.
+
+    Shapes: ``(N*T, C, H, W) -> (N*T, C, H, W)`` with T = ``num_segments``.
+    Errors: ``ValueError`` if the number of frames is not a multiple of ``num_segments``.
+    """
+
+    def __init__(self, num_segments: int, fold_div: int = 8):
+        super().__init__()
+        if num_segments < 1 or fold_div < 2:
+            raise ValueError(f"num_segments={num_segments} must be at least 1 and fold_div={fold_div} at least 2")
+        self.num_segments, self.fold_div = num_segments, fold_div
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[0] % self.num_segments:
+            raise ValueError(f"{x.shape[0]} frames are not a multiple of num_segments {self.num_segments}")
+        fold = x.shape[1] // self.fold_div
+        x = x.unflatten(0, (-1, self.num_segments))  # (N, T, C, H, W)
+        future, past, still = x.split([fold, fold, x.shape[2] - 2 * fold], dim=2)
+        future = F.pad(future[:, 1:], (0, 0, 0, 0, 0, 0, 0, 1))  # frame t sees t + 1; zeros enter at the end
+        past = F.pad(past[:, :-1], (0, 0, 0, 0, 0, 0, 1, 0))  # frame t sees t - 1; zeros enter at the start
+        return torch.cat([future, past, still], dim=2).flatten(0, 1)  # (N*T, C, H, W)
+
+    def extra_repr(self) -> str:
+        return f"num_segments={self.num_segments}, fold_div={self.fold_div}"

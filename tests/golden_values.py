@@ -1,0 +1,62 @@
+"""Weights and inputs by formula, and the values that the released code computes from them (tests/golden)."""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+FOLDER = Path(__file__).parent / "golden"
+
+
+def table(name: str):
+    """A stored .npz or .json file."""
+    path = FOLDER / name
+    return json.loads(path.read_text()) if path.suffix == ".json" else np.load(path)
+
+
+def formula_tensor(name: str, shape, seed: int = 0) -> torch.Tensor:
+    """An input or gradient: standard normal, seeded by its name."""
+    rs = np.random.RandomState(zlib.crc32(f"{seed}:{name}".encode()))
+    return torch.from_numpy(rs.standard_normal(tuple(shape)).astype(np.float32))
+
+
+def formula_parameter(name: str, shape, seed: int = 0) -> torch.Tensor:
+    """A parameter or buffer under its released name and shape."""
+    shape = tuple(shape)
+    n = formula_tensor(name, shape, seed).double()
+    leaf = name.rsplit(".", 1)[-1]
+    if leaf == "num_batches_tracked":
+        return torch.tensor(1)
+    if leaf == "running_mean" or leaf == "bias":
+        value = 0.1 * n
+    elif leaf == "running_var":
+        value = 1 + 0.1 * n.abs()
+    elif leaf == "I":
+        value = torch.eye(shape[-1], dtype=torch.float64) + 0.1 * n
+    elif leaf == "P1":
+        value = 0.05 * n
+    elif leaf == "qVec":
+        value = 0.1 * n
+    elif len(shape) == 1:
+        value = (0.3 if name.endswith("bn3.weight") else 1.0) + 0.1 * n
+    else:
+        value = n * (2 / max(1, int(np.prod(shape[1:])))) ** 0.5
+    return value.float()
+
+
+def fill_by_formula(module: nn.Module, prefix: str, seed: int = 0) -> None:
+    """Load ``module`` with formula weights under the names ``prefix.<name>``."""
+    module.load_state_dict(
+        {name: formula_parameter(f"{prefix}.{name}", value.shape, seed) for name, value in module.state_dict().items()}
+    )
+
+
+def relative_error(actual, expected) -> float:
+    """Norm of the difference over the norm of what is expected, in float64."""
+    actual = actual.detach().double().numpy() if isinstance(actual, torch.Tensor) else np.asarray(actual, np.float64)
+    expected = np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape, f"{actual.shape} is not {expected.shape}"
+    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
