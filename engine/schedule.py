@@ -2,6 +2,15 @@
 
 import math
 
+from .config import Recipe
+
+
+def learning_rate(recipe: Recipe, epoch: int) -> float:
+    """The learning rate of an epoch, before the groups' multipliers."""
+    if recipe.schedule == "cosine":
+        return warmup_cosine(epoch, recipe.epochs, recipe.lr, recipe.warmup_epochs, recipe.min_lr_ratio)
+    return multi_step(epoch, recipe.lr, recipe.lr_steps, recipe.lr_decay)
+
 
 def warmup_cosine(epoch: int, epochs: int, lr: float, warmup_epochs: int = 5, min_lr_ratio: float = 1e-3) -> float:
     """The released RSA schedule: linear warm-up, then half a cosine down to ``lr * min_lr_ratio``.

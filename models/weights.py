@@ -53,7 +53,9 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     return checkpoint
 
 
-def load_weights(model: VideoResNet, source: str | os.PathLike | dict, strict: bool = True) -> LoadReport:
+def load_weights(
+    model: VideoResNet, source: str | os.PathLike | dict, strict: bool = True, name: str = "state dict"
+) -> LoadReport:
     """Load ``source`` into ``model``, whatever of the known layouts it has.
 
     Args:
@@ -63,16 +65,13 @@ def load_weights(model: VideoResNet, source: str | os.PathLike | dict, strict: b
             RSA, are left out.
         strict: raise unless every tensor of the model and of the file found its place. With an ImageNet file the
             tensors that no such file can hold may stay as they are. ``False`` loads what fits and reports the rest.
+        name: what messages call a ``source`` that is a dict; a file is called by its path.
 
     Returns a ``LoadReport``. Errors: ``WeightsError`` that names what does not fit.
     """
-    name = "state dict" if isinstance(source, dict) else str(source)
+    name = name if isinstance(source, dict) else str(source)
     checkpoint = source if isinstance(source, dict) else read_checkpoint(source)
-    state = checkpoint.get("state_dict", checkpoint)
-    if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(f"{name}: holds no state dict; its keys are {_first(list(checkpoint))}")
-
-    state, layout = _released_names(state)
+    state, layout = _released_names(_state_dict(checkpoint, name))
     target = model.state_dict()
     report = LoadReport(name, layout)
     if layout == "imagenet":
@@ -102,6 +101,14 @@ def load_weights(model: VideoResNet, source: str | os.PathLike | dict, strict: b
     return report
 
 
+def released_model(checkpoint: dict, name: str = "checkpoint") -> str | None:
+    """The model of a released file whose layout tells it: RSANet and TSM. SDA's do not say whether they are shifted."""
+    keys = _state_dict(checkpoint, name)
+    if any(key.endswith("layer1.2.conv2.H2.weight") for key in keys):
+        return "rsanet_r50"
+    return "tsm_r50" if any(key.endswith("layer1.0.conv1.net.weight") for key in keys) else None
+
+
 def load_imagenet(model: VideoResNet, source: str) -> LoadReport:
     """The ImageNet start: ``"imagenet"`` (torchvision's ``ResNet50_Weights.IMAGENET1K_V1``) or the path of a file."""
     if source != "imagenet":
@@ -113,6 +120,13 @@ def load_imagenet(model: VideoResNet, source: str) -> LoadReport:
             f"cannot fetch the ImageNet ResNet-50 ({error}); give the path of a downloaded file as pretrained, or none"
         ) from error
     return load_weights(model, state)
+
+
+def _state_dict(checkpoint: dict, name: str) -> dict[str, Tensor]:
+    state = checkpoint.get("state_dict", checkpoint)
+    if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsError(f"{name}: holds no state dict; its keys are {_first([str(key) for key in checkpoint])}")
+    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
 
 
 def _released_names(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:

@@ -101,8 +101,9 @@ class RSA(nn.Module):
             self.G = nn.Conv3d(1, value, kernel_size, padding=padding, bias=False)
         if feat_type == "VplusR":
             self.I = nn.Parameter(torch.empty(1, value, value))
-        pool = tuple(3 if s > 1 else 1 for s in stride)
-        self.pool = nn.AvgPool3d(pool, stride, tuple(k // 2 for k in pool)) if max(stride) > 1 else nn.Identity()
+        pool = tuple(3 if s > 1 else 1 for s in stride[1:])
+        # Two-dimensional, on all frames at once: AvgPool3d refuses maps smaller than its kernel.
+        self.pool = nn.AvgPool2d(pool, stride[1:], tuple(k // 2 for k in pool)) if max(stride) > 1 else nn.Identity()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -143,7 +144,7 @@ class RSA(nn.Module):
 
         y = context @ code.transpose(1, 2)  # (N*T*H*W, V, L): as released, head l of value v is channel v*L + l
         y = y.reshape(n, t, h, w, self.out_channels).permute(0, 4, 1, 2, 3)  # (N, C', T, H, W)
-        return self.pool(y)
+        return self.pool(y.flatten(1, 2)).unflatten(1, (self.out_channels, t))  # (N, C', T, ceil(H/sH), ceil(W/sW))
 
     def extra_repr(self) -> str:
         return (

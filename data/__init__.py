@@ -1,0 +1,18 @@
+"""From a list line to a uint8 clip tensor."""
+
+from .dataset import EvalDataset, TrainDataset, batches, collate
+from .datasets import DatasetConfig, list_datasets, load_dataset_config
+from .video_list import DataError, Video, read_list
+
+__all__ = [
+    "DataError",
+    "DatasetConfig",
+    "EvalDataset",
+    "TrainDataset",
+    "Video",
+    "batches",
+    "collate",
+    "list_datasets",
+    "load_dataset_config",
+    "read_list",
+]

@@ -1,0 +1,94 @@
+"""Descriptions of datasets: a name in this folder or a path to a YAML file."""
+
+import difflib
+import string
+from dataclasses import MISSING, dataclass, fields, replace
+from pathlib import Path
+
+import yaml
+
+from . import toy
+from .labels import mirror_pairs, read_categories
+from .video_list import DataError
+
+FOLDER = Path(__file__).parent
+PATHS = ("root", "train_list", "val_list")
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """One dataset. In a file, relative paths count from the file's folder."""
+
+    name: str
+    num_classes: int
+    root: str
+    train_list: str
+    val_list: str
+    image_tmpl: str
+    categories: list[str] | None = None
+
+    @property
+    def mirror_pairs(self) -> dict[int, int]:
+        """label -> label that a horizontal flip turns it into."""
+        return mirror_pairs(self.categories)
+
+
+def list_datasets() -> list[str]:
+    """The names that ``load_dataset_config`` knows."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load_dataset_config(dataset: str, **overrides: str | None) -> DatasetConfig:
+    """A dataset by name or YAML path; ``overrides`` (root, train_list, val_list, image_tmpl) win where they are given.
+
+    ``toy_something`` is drawn on first use. Errors: ``DataError`` that names the file, the key and a remedy.
+    """
+    path = Path(dataset) if dataset.endswith((".yaml", ".yml")) else FOLDER / f"{dataset}.yaml"
+    if not path.is_file():
+        near = difflib.get_close_matches(dataset, list_datasets(), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(list_datasets())}, or a path to a .yaml file"
+        raise DataError(f"no dataset {dataset!r}; {hint}")
+    values = _read(path)
+    for key in PATHS:
+        values[key] = str(path.parent / values[key])
+    if isinstance(values.get("categories"), str):
+        values["categories"] = path.parent / values["categories"]
+    config = DatasetConfig(**values | {"categories": read_categories(values.get("categories"), values["num_classes"])})
+    config = replace(config, **{key: value for key, value in overrides.items() if value is not None})
+    _check_template(config.image_tmpl, path)
+    if config.name == toy.NAME and not overrides.get("root"):
+        toy.draw_once(FOLDER / toy.NAME, config.categories)
+    return config
+
+
+def _read(path: Path) -> dict:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from None
+    if not isinstance(values, dict):
+        raise DataError(f"{path}: must hold 'key: value' lines, such as 'num_classes: 174'")
+    known = {field.name: field.type for field in fields(DatasetConfig)}
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            raise DataError(f"{path}: unknown key {key!r}; {hint}")
+    for field in fields(DatasetConfig):
+        if field.default is MISSING and field.name not in values:
+            raise DataError(f"{path}: lacks the key {field.name!r}")
+        if field.type in (int, str) and not isinstance(values[field.name], field.type):
+            raise DataError(f"{path}: {field.name} is {values[field.name]!r}, not {field.type.__name__}")
+    if values["num_classes"] < 1:
+        raise DataError(f"{path}: num_classes is {values['num_classes']}, must be at least 1")
+    return values
+
+
+def _check_template(image_tmpl: str, path: Path) -> None:
+    try:
+        numbers = [name for _, name, _, _ in string.Formatter().parse(image_tmpl) if name is not None]
+        image_tmpl.format(1)
+    except (ValueError, IndexError, KeyError):
+        numbers = []
+    if len(numbers) != 1:
+        raise DataError(f"{path}: image_tmpl {image_tmpl!r} must hold one frame number, such as '{{:05d}}.jpg'")

@@ -1,0 +1,69 @@
+"""Class names, and which classes a horizontal flip turns into each other."""
+
+import re
+from pathlib import Path
+
+from .video_list import DataError
+
+MIRROR_WORDS = {
+    "left": "right",
+    "right": "left",
+    "leftwards": "rightwards",
+    "rightwards": "leftwards",
+    "clockwise": "counterclockwise",
+    "counterclockwise": "clockwise",
+}
+_WORD = re.compile(r"\b(" + "|".join(MIRROR_WORDS) + r")\b", re.IGNORECASE)
+
+
+def read_categories(categories: list[str] | str | Path | None, num_classes: int) -> list[str] | None:
+    """Class names in label order, from a list or a file with one a line. Errors: ``DataError`` if the count is off."""
+    if categories is None:
+        return None
+    if isinstance(categories, list):
+        names, source = [str(name) for name in categories], "categories"
+    else:
+        try:
+            names = [line.strip() for line in Path(categories).read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{categories}: cannot read the categories ({error}); one name a line") from None
+        source = str(categories)
+    if len(names) != num_classes:
+        raise DataError(f"{source}: {len(names)} names for num_classes {num_classes}; write one a label, in order")
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"{source}: {twice!r} stands there twice; each label needs a name of its own")
+    return names
+
+
+def mirror_pairs(names: list[str] | None) -> dict[int, int]:
+    """label -> label of the same name with left/right (and clockwise/counterclockwise) exchanged.
+
+    Names are what tells: label numbers depend on the order of the list (the often used 86/87, 93/94, 166/167 hold for
+    alphabetical order only). A name with such a word but without a partner ("pulling it right out") is left alone.
+    """
+    if names is None:
+        return {}
+    label = {name.lower(): i for i, name in enumerate(names)}
+    pairs = {}
+    for name, i in label.items():
+        partner = label.get(_WORD.sub(lambda match: MIRROR_WORDS[match[0].lower()], name))
+        if partner is not None and partner != i:
+            pairs[i] = partner
+    one_way = [i for i, partner in pairs.items() if pairs.get(partner) != i]
+    if one_way:
+        raise DataError(
+            f"categories: {names[one_way[0]]!r} mirrors into {names[pairs[one_way[0]]]!r} but not back; rename one"
+        )
+    return pairs
+
+
+def describe_flip(policy: str, names: list[str] | None, pairs: dict[int, int]) -> str:
+    """One line for the log: the policy and the pairs it rests on."""
+    if policy == "none":
+        return "flip: none"
+    if names is None:
+        return f"flip: {policy}, but the dataset names no categories, so every class is flipped and keeps its label"
+    shown = ", ".join(f"{i} <-> {j} ({names[i]} <-> {names[j]})" for i, j in pairs.items() if i < j)
+    verb = {"skip": "not flipped", "swap": "flipped with the label exchanged"}[policy]
+    return f"flip: {policy}; {verb}: {shown or 'none, no class name says left or right'}"

@@ -1,0 +1,142 @@
+"""``toy_something``: short clips drawn by code, whose classes come in pairs that only time tells apart.
+
+The second class of a pair is the first one's clips played backwards, so a single frame, and any average over frames
+looked at one by one, says which pair it is and nothing of which class: such a model cannot pass one half.
+"""
+
+import shutil
+import tempfile
+from math import cos, pi, sin
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+from tqdm import tqdm
+
+NAME = "toy_something"
+SIZE = 48  # px
+OVERSAMPLE = 2  # drawn larger and reduced, so that a motion of less than a pixel shows
+# Multiples of 8: training never sees the last n % T frames, which would give the order of a pair away.
+LENGTHS = (24, 32)
+TRAIN_PER_CLASS, VAL_PER_CLASS = 130, 30
+SEED = 2021
+
+# class name -> (motion, played backwards)
+MOTIONS = {
+    "Moving something and something away from each other": ("apart", False),
+    "Moving something and something closer to each other": ("apart", True),
+    "Moving something away from the camera": ("closer", True),
+    "Moving something closer to the camera": ("closer", False),
+    "Moving something down": ("down", False),
+    "Moving something from left to right": ("right", False),
+    "Moving something from right to left": ("right", True),
+    "Moving something up": ("down", True),
+    "Something appearing": ("appear", False),
+    "Something disappearing": ("appear", True),
+    "Turning something clockwise": ("turn", False),
+    "Turning something counterclockwise": ("turn", True),
+}
+
+
+def draw_once(folder: Path, categories: list[str]) -> None:
+    """Draw the set into ``folder`` unless it is there. ``categories``: class names in label order.
+
+    It is drawn beside its place and renamed when complete, so a folder that exists is whole.
+    """
+    if folder.exists():
+        return
+    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        total = (TRAIN_PER_CLASS + VAL_PER_CLASS) * len(categories)
+        print(f"drawing {NAME}: {total} videos of {SIZE} px into {folder}", flush=True)
+        with tqdm(total=total, unit="video", disable=None) as bar:
+            for split, per_class in (("train", TRAIN_PER_CLASS), ("val", VAL_PER_CLASS)):
+                lines = []
+                for i in range(per_class * len(categories)):
+                    label = i % len(categories)
+                    rng = np.random.default_rng((SEED, split == "val", i))
+                    path = f"{split}/{i:05d}"
+                    frames = draw_video(categories[label], rng)
+                    _save(frames, part / "frames" / path)
+                    lines.append(f"{path} {len(frames)} {label}\n")
+                    bar.update()
+                (part / f"{split}.txt").write_text("".join(lines))
+        part.chmod(0o755)
+        part.rename(folder)
+    except OSError:
+        if not folder.exists():  # another process may have been first
+            raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def draw_video(category: str, rng: np.random.Generator) -> list[Image.Image]:
+    """The frames of one random video of a class."""
+    motion, backwards = MOTIONS[category]
+    n = int(rng.choice(LENGTHS))
+    scene = _Scene(rng)
+    frames = [scene.draw(motion, i / (n - 1)) for i in range(n)]
+    return frames[::-1] if backwards else frames
+
+
+class _Scene:
+    """One random object (two for "apart") before a plain background; coordinates in shares of the frame."""
+
+    def __init__(self, rng: np.random.Generator):
+        background = rng.integers(0, 90, 3) if rng.random() < 0.5 else rng.integers(165, 256, 3)
+        self.background = background.astype(float)
+        # Far from the background in every channel, so that the object can be seen whatever its colour.
+        self.colours = [(background + rng.integers(100, 156, 3)) % 256 for _ in range(2)]
+        self.corners = [int(rng.choice([3, 4, 5, 32])) for _ in range(2)]
+        self.radius = rng.uniform(0.12, 0.18)
+        self.centre = rng.uniform(0.35, 0.65, 2)
+        self.angle = rng.uniform(0, 2 * pi)
+        self.reach = rng.uniform(0.22, 0.32)  # half the way of a moving object
+        self.turn = rng.uniform(0.6, 0.9) * pi
+
+    def draw(self, motion: str, s: float) -> Image.Image:
+        """The frame at time s in [0, 1]."""
+        image = Image.new("RGB", (SIZE * OVERSAMPLE,) * 2, tuple(int(c) for c in self.background))
+        pen = ImageDraw.Draw(image)
+        x, y = self.centre
+        way = self.reach * (2 * s - 1)
+        if motion == "right":
+            self._shape(pen, 0.5 + way, y, self.radius)
+        elif motion == "down":
+            self._shape(pen, x, 0.5 + way, self.radius)
+        elif motion == "closer":
+            self._shape(pen, x, y, self.radius * (0.5 + 1.3 * s))
+        elif motion == "appear":
+            self._shape(pen, x, y, self.radius * 1.2, opacity=s)
+        elif motion == "turn":
+            self._pointer(pen, x, y, self.radius * 1.8, self.angle + self.turn * s)
+        elif motion == "apart":
+            gap = 0.1 + self.reach * s
+            dx, dy = gap * cos(self.angle), gap * sin(self.angle)
+            self._shape(pen, 0.5 + dx, 0.5 + dy, self.radius * 0.7)
+            self._shape(pen, 0.5 - dx, 0.5 - dy, self.radius * 0.7, which=1)
+        return image.resize((SIZE, SIZE), Image.Resampling.BOX)
+
+    def _shape(self, pen, x, y, radius, which=0, opacity=1.0):
+        colour = self.background + (self.colours[which] - self.background) * opacity
+        n = self.corners[which]
+        angles = [self.angle + 2 * pi * k / n for k in range(n)]
+        self._polygon(pen, [(x + radius * cos(a), y + radius * sin(a)) for a in angles], colour)
+
+    def _pointer(self, pen, x, y, length, angle):
+        """A drop with one sharp end, so that its direction can be seen; y grows downwards, so angles grow clockwise."""
+        tip = (x + length * cos(angle), y + length * sin(angle))
+        around = [angle + pi / 2 + pi * k / 8 for k in range(9)]
+        back = [(x + length * 0.4 * cos(a), y + length * 0.4 * sin(a)) for a in around]
+        self._polygon(pen, [tip, *back], self.colours[0])
+
+    @staticmethod
+    def _polygon(pen, points, colour):
+        scale = SIZE * OVERSAMPLE
+        pen.polygon([(px * scale, py * scale) for px, py in points], fill=tuple(int(round(c)) for c in colour))
+
+
+def _save(frames: list[Image.Image], folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for number, frame in enumerate(frames, start=1):
+        frame.save(folder / f"{number:05d}.jpg", quality=90)

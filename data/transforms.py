@@ -1,0 +1,107 @@
+"""Resizing, cropping and flipping of decoded frames, and the normalisation that follows on the device.
+
+Frames are PIL images of one size; the pixel operations are PIL's and torchvision's, as in the released code.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as F
+
+Frames = list[Image.Image]
+Size = int | tuple[int, int] | None  # short side, or (height, width), or as stored
+
+SCALES = (1, 0.875, 0.75, 0.66)
+MAX_DISTORT = 1  # the crop's height and width are at most this many scales apart
+CROPS = (1, 3, 5, 10)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def resize(frames: Frames, size: Size) -> Frames:
+    """Bilinear; a number is the short side and keeps the aspect ratio."""
+    if size is None:
+        return frames
+    size = [size] if isinstance(size, int) else list(size)
+    return [F.resize(frame, size, InterpolationMode.BILINEAR) for frame in frames]
+
+
+def crop_sizes(width: int, height: int, input_size: int) -> list[tuple[int, int]]:
+    """(width, height) of the training crops: scales of the short side; a size within 2 px of the input becomes it."""
+    sides = [int(min(width, height) * scale) for scale in SCALES]
+    sides = [input_size if abs(side - input_size) < 3 else side for side in sides]
+    # On a frame 1 or 2 px smaller than the input the crop reaches past it; PIL then fills with black, as released.
+    n = len(sides)
+    return [(sides[j], sides[i]) for i in range(n) for j in range(n) if abs(i - j) <= MAX_DISTORT]
+
+
+def crop_offsets(width: int, height: int, crop_width: int, crop_height: int) -> list[tuple[int, int]]:
+    """The 13 (x, y) of the training crop on a 5x5 grid: corners, centre (the test's 5), mid-edges, quarters."""
+    x, y = (width - crop_width) // 4, (height - crop_height) // 4
+    grid = [(0, 0), (4, 0), (0, 4), (4, 4), (2, 2), (0, 2), (4, 2), (2, 4), (2, 0), (1, 1), (3, 1), (1, 3), (3, 3)]
+    return [(i * x, j * y) for i, j in grid]
+
+
+def multi_scale_crop(frames: Frames, input_size: int, rng: np.random.Generator) -> Frames:
+    """Training: a random size and one of the fixed places, the same for all frames, resized to the input (TSN)."""
+    width, height = frames[0].size
+    sizes = crop_sizes(width, height, input_size)
+    crop_width, crop_height = sizes[rng.integers(len(sizes))]
+    offsets = crop_offsets(width, height, crop_width, crop_height)
+    x, y = offsets[rng.integers(len(offsets))]
+    crops = [frame.crop((x, y, x + crop_width, y + crop_height)) for frame in frames]
+    return [crop.resize((input_size, input_size), Image.Resampling.BILINEAR) for crop in crops]
+
+
+def random_flip(
+    frames: Frames, label: int, policy: str, mirror_pairs: Mapping[int, int], rng: np.random.Generator
+) -> tuple[Frames, int]:
+    """Mirror with probability one half.
+
+    ``policy``: ``"none"`` never (TSM), ``"skip"`` not the classes in ``mirror_pairs`` (RSA), ``"swap"`` all, and a
+    class in ``mirror_pairs`` becomes its mirror class (SDA).
+    """
+    if policy == "none" or (policy == "skip" and label in mirror_pairs) or rng.random() >= 0.5:
+        return frames, label
+    return [mirror(frame) for frame in frames], mirror_pairs.get(label, label)
+
+
+def mirror(frame: Image.Image) -> Image.Image:
+    return frame.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+
+
+def test_crops(frames: Frames, num_crops: int, crop_size: int, input_size: int) -> list[Frames]:
+    """1 centre; 3 left, right, centre; 5 corners and centre; 10 those and their mirror images; resized to the input.
+
+    Errors: ``ValueError`` if the crop is larger than the frame.
+    """
+    width, height = frames[0].size
+    if crop_size > min(width, height):
+        raise ValueError(
+            f"a crop of {crop_size} does not fit into frames of {height}x{width}; lower the crop or raise the resize"
+        )
+    if num_crops == 1:
+        crops = [[F.center_crop(frame, [crop_size, crop_size]) for frame in frames]]
+    else:
+        places = crop_offsets(width, height, crop_size, crop_size)
+        corners, left, centre, right = places[:5], places[5], places[4], places[6]
+        boxes = [left, right, centre] if num_crops == 3 else corners
+        crops = [[frame.crop((x, y, x + crop_size, y + crop_size)) for frame in frames] for x, y in boxes]
+        if num_crops == 10:
+            crops += [[mirror(frame) for frame in crop] for crop in crops]
+    return [resize(crop, input_size) for crop in crops]
+
+
+def to_tensor(frames: Frames) -> Tensor:
+    """T frames as uint8 (T, 3, H, W)."""
+    return torch.from_numpy(np.stack([np.asarray(frame) for frame in frames])).permute(0, 3, 1, 2).contiguous()
+
+
+def normalise(clips: Tensor) -> Tensor:
+    """uint8 (..., 3, H, W) on any device -> float32, scaled to [0, 1], ImageNet mean taken off, divided by its std."""
+    mean, std = (torch.tensor(v, device=clips.device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return clips.float().div_(255).sub_(mean).div_(std)

@@ -1,0 +1,213 @@
+"""Recipes: every number a run depends on, from YAML files, overridden by the command line."""
+
+import argparse
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+RECIPES = Path(__file__).parents[1] / "models" / "recipes"
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message is one line with the value and the remedy."""
+
+
+Size = typing.NewType("Size", object)  # short side, or "HxW", or none
+
+
+@dataclass
+class Recipe:
+    """The settings of a run. The files in models/recipes say where each number comes from."""
+
+    # network
+    num_segments: int
+    dropout: float
+    stochastic_depth: float
+    partial_bn: bool
+    pretrained: str | None
+    model_options: dict
+    # optimisation
+    epochs: int
+    global_batch_size: int
+    batch_size: int | None
+    lr: float
+    schedule: str
+    warmup_epochs: int
+    min_lr_ratio: float
+    lr_steps: list
+    lr_decay: float
+    lr_multipliers: bool
+    fc_lr_mult: float
+    fc_bias_lr_mult: float
+    sda_lr_mult: float
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    clip_gradient: float | None
+    label_smoothing: float
+    # training clips
+    train_resize: Size
+    input_size: int
+    flip: str
+    # validation and test clips
+    val_resize: Size
+    val_crop: int
+    val_short_videos: str
+    eval_every: int
+    eval_last: int
+    test_views: str
+    test_resize: Size
+    test_crop: int
+    test_short_videos: str
+    # the run
+    seed: int
+    workers: int
+    print_every: int
+    keep_checkpoints: int
+
+
+CHOICES = {
+    "schedule": ("cosine", "step"),
+    "flip": ("none", "skip", "swap"),
+    "val_short_videos": ("first_frame", "spread"),
+    "test_short_videos": ("first_frame", "spread"),
+}
+AT_LEAST_ONE = (
+    *("num_segments", "epochs", "global_batch_size", "batch_size", "input_size", "val_crop", "test_crop"),
+    *("eval_every", "print_every", "keep_checkpoints"),
+)
+KEYS = {field.name: field.type for field in dataclasses.fields(Recipe)}
+
+
+def load_recipe(model: str, dataset: str, variant: str | None = None, **overrides) -> Recipe:
+    """The recipe of ``model`` for ``dataset``; ``variant`` is a named alternative in its file, ``overrides`` win.
+
+    A file may name a ``base`` file that it changes, and hold ``datasets:`` and ``variants:`` with further changes.
+    """
+    path = RECIPES / f"{model}.yaml"
+    values, datasets, variants = _read(path)
+    values |= datasets.get(dataset, {})
+    if variant is not None:
+        if variant not in variants:
+            raise ConfigError(f"{path.name}: no variant {variant!r}; known: {', '.join(variants) or 'none'}")
+        values |= variants[variant]
+    values |= overrides
+    missing = [key for key in KEYS if key not in values]
+    if missing:
+        raise ConfigError(f"{path}: lacks the key {missing[0]!r}")
+    return Recipe(**{key: coerce(key, value) for key, value in values.items()})
+
+
+def coerce(key: str, value: object) -> object:
+    """``value`` (from YAML or the command line) as the type of a recipe key. Errors: ``ConfigError``."""
+    check_key(key, KEYS, "recipe key")
+    declared = KEYS[key]
+    optional = isinstance(declared, types.UnionType)
+    kind = typing.get_args(declared)[0] if optional else declared
+    if isinstance(value, str) and kind is not str:
+        value = yaml.safe_load(value)
+    if optional and value in (None, "none", "null", ""):
+        return None
+    if kind is Size:
+        return parse_size(value)
+    if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            value = float(value)
+        except ValueError:
+            raise ConfigError(f"{key} is {value!r}, not a number") from None
+    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+        raise ConfigError(f"{key} is {value!r}, not a {kind.__name__}")
+    if key in CHOICES and value not in CHOICES[key]:
+        raise ConfigError(f"{key} is {value!r}; choose from {', '.join(CHOICES[key])}")
+    if key in AT_LEAST_ONE and value < 1:
+        raise ConfigError(f"{key} is {value}; it must be at least 1")
+    if key == "test_views":
+        parse_views(value)
+    return value
+
+
+def check_key(key: str, known: typing.Iterable[str], what: str) -> None:
+    """Raise for an unknown key and name the nearest known one."""
+    known = list(known)
+    if key not in known:
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        raise ConfigError(f"unknown {what} {key!r}; " + (f"did you mean {near[0]}?" if near else f"known: {known}"))
+
+
+def parse_size(value: object) -> int | tuple[int, int] | None:
+    """``256`` is a short side, ``"240x320"`` is height x width, ``None`` or ``"none"`` leaves frames as stored."""
+    if value in (None, "none"):
+        return None
+    try:
+        if isinstance(value, (list, tuple)):
+            height, width = value
+        elif isinstance(value, str) and "x" in value:
+            height, width = value.split("x")
+        else:
+            height = width = value
+        size = int(height), int(width)
+    except (TypeError, ValueError):
+        raise ConfigError(f"size {value!r} is neither a short side such as 256 nor HxW such as 240x320") from None
+    if min(size) < 1:
+        raise ConfigError(f"size {value!r} must be at least 1")
+    return size if isinstance(value, (list, tuple)) or "x" in str(value) else size[0]
+
+
+def parse_views(value: str) -> tuple[int, int]:
+    """``"3x2"`` -> (3 crops, 2 clips)."""
+    crops, _, clips = str(value).partition("x")
+    if crops not in ("1", "3", "5", "10") or clips not in ("1", "2", "10"):
+        raise ConfigError(f"views {value!r} must be CROPSxCLIPS with 1, 3, 5 or 10 crops and 1, 2 or 10 clips, as 3x2")
+    return int(crops), int(clips)
+
+
+def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
+    """One flag for each recipe key."""
+    group = parser.add_argument_group("recipe keys", "each overrides models/recipes/<model>.yaml")
+    for key in KEYS:
+        group.add_argument(f"--{key}", metavar="VALUE", default=argparse.SUPPRESS)
+
+
+def given_recipe_flags(args: argparse.Namespace) -> dict:
+    """The recipe keys that were on the command line."""
+    return {key: value for key, value in vars(args).items() if key in KEYS}
+
+
+def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse; an unknown flag is an error that names the nearest known one."""
+    args, unknown = parser.parse_known_args()
+    if unknown:
+        flags = [option for action in parser._actions for option in action.option_strings]
+        near = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
+        hint = f"did you mean {near[0]}?" if near else "see --help"
+        parser.error(f"unknown argument {unknown[0]!r}; {hint}")
+    return args
+
+
+def to_plain(recipe: Recipe) -> dict:
+    """The recipe as plain values, for YAML files and checkpoints."""
+    values = dataclasses.asdict(recipe)
+    return {k: "x".join(map(str, v)) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+def _read(path: Path) -> tuple[dict, dict, dict]:
+    """Values, dataset changes and variants of a recipe file on top of those of its base."""
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
+        raise ConfigError(f"no recipe {path.stem!r} in models/recipes; known: {known}")
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    base, changes, variants = content.pop("base", None), content.pop("datasets", {}), content.pop("variants", {})
+    for key in (key for part in (content, *changes.values(), *variants.values()) for key in part):
+        try:
+            check_key(key, KEYS, "recipe key")
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+    values, datasets, base_variants = _read(path.with_name(f"{base}.yaml")) if base else ({}, {}, {})
+    # What a file says of a dataset is meant on top of what it says in general, so a base's dataset changes end here.
+    del datasets
+    return values | content, changes, base_variants | variants

@@ -1,0 +1,69 @@
+"""One process or many (torchrun): the same calls work for both."""
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from .config import ConfigError
+
+
+def init(device: str | None) -> torch.device:
+    """Join the process group that torchrun announces, if any, and choose this process's device.
+
+    ``device``: ``"cpu"``, ``"cuda"`` or ``None`` for a GPU where there is one.
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda, but torch sees no GPU; use --device cpu or a torch build for your driver")
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    if device == "cuda":
+        if local >= torch.cuda.device_count():
+            raise ConfigError(
+                f"process {local} of this node has no GPU of its own ({torch.cuda.device_count()} seen); "
+                "lower --nproc_per_node"
+            )
+        torch.cuda.set_device(local)
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(hours=1))
+    return torch.device(device, local) if device == "cuda" else torch.device(device)
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def all_sum(values: torch.Tensor) -> torch.Tensor:
+    """The sum over processes, on all of them."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+def gather_objects(value: object) -> list:
+    """One value a process, in rank order, on all of them."""
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def shutdown() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

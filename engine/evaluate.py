@@ -1,0 +1,95 @@
+"""Scores of every video of a list, each exactly once however many processes share the work."""
+
+import time
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+from data import EvalDataset, batches, collate
+from data.transforms import normalise
+
+from . import distributed
+from .log import Meter, info
+from .metrics import accuracy
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: EvalDataset,
+    device: torch.device,
+    batch_size: int,
+    workers: int,
+    print_every: int,
+    label_smoothing: float = 0.0,
+) -> tuple[np.ndarray, dict[str, float]]:
+    """Scores (N, K) float32 in list order, mean logits over views, and ``loss top1 top5 class_accuracy``.
+
+    Every process takes each P-th video and all get the whole result; nothing is padded or dropped. ``batch_size`` is
+    the most clips in one forward pass, views counted.
+    """
+    model.eval()
+    mine = list(range(distributed.rank(), len(dataset), distributed.world_size()))
+    views = dataset.num_crops * dataset.num_clips
+    loader = DataLoader(
+        Subset(dataset, mine),
+        batch_size=max(1, batch_size // views),
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=device.type == "cuda",
+    )
+    times, speed, totals = Meter(), Meter(), np.zeros(4)  # sums of loss, top-1, top-5 and videos
+    labels_of = np.array([video.label for video in dataset.videos])
+    scores: list[np.ndarray] = []
+    quiet = None if distributed.is_main() else True
+    bar = tqdm(batches(loader), total=len(loader), unit="batch", desc="val", leave=False, disable=quiet)
+    start = time.perf_counter()
+    for i, (clips, labels, _) in enumerate(bar):
+        loaded = time.perf_counter()
+        batch = _scores(model, clips.to(device, non_blocking=True), batch_size)
+        scores.append(batch)
+        step = _statistics(batch, labels.numpy(), label_smoothing) * len(labels)
+        totals += step
+        times.update(time.perf_counter() - start)
+        speed.update(len(labels) / (time.perf_counter() - loaded))
+        if i % print_every == 0:
+            now, sofar = step / step[3], totals / totals[3]
+            info(
+                f"Val: [{i}/{len(loader)}]\tTime {times.value:.3f} ({times.average:.4f})\t"
+                f"Loss {now[0]:.4f} ({sofar[0]:.4f})\tPrec@1 {now[1]:.3f} ({sofar[1]:.3f})\t"
+                f"Prec@5 {now[2]:.3f} ({sofar[2]:.3f})"
+            )
+        start = time.perf_counter()
+
+    parts = distributed.gather_objects((mine, np.concatenate(scores) if scores else None))
+    whole = np.empty((len(dataset), next(part.shape[1] for _, part in parts if part is not None)), np.float32)
+    for indices, part in parts:
+        if part is not None:
+            whole[indices] = part
+    loss = _statistics(whole, labels_of, label_smoothing)[0]
+    result = accuracy(whole, labels_of) | {"loss": loss}
+    info(
+        f"Validation Results: Prec@1 {result['top1']:.3f} Prec@5 {result['top5']:.3f} Loss {loss:.5f} "
+        f"Time {times.average:.4f} Speed {speed.average * distributed.world_size():.4f} V/s"
+    )
+    info(f"Class Accuracy {result['class_accuracy']:.2f}%")
+    return whole, result
+
+
+@torch.no_grad()
+def _scores(model: nn.Module, clips: torch.Tensor, batch_size: int) -> np.ndarray:
+    """uint8 (N,V,T,3,H,W) -> mean logits (N,K), at most ``batch_size`` clips at a time."""
+    n, views = clips.shape[:2]
+    logits = torch.cat([model(normalise(part)).float() for part in clips.flatten(0, 1).split(batch_size)])  # (N*V, K)
+    return logits.unflatten(0, (n, views)).mean(1).cpu().numpy()
+
+
+def _statistics(scores: np.ndarray, labels: np.ndarray, label_smoothing: float) -> np.ndarray:
+    """Mean loss, top-1 and top-5 in percent, and a 1."""
+    loss = nn.functional.cross_entropy(
+        torch.from_numpy(scores), torch.from_numpy(labels), label_smoothing=label_smoothing
+    )
+    result = accuracy(scores, labels)
+    return np.array([float(loss), result["top1"], result["top5"], 1.0])

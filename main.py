@@ -1,0 +1,194 @@
+"""Train: ``python main.py DATASET MODEL --run NAME --num_segments T [any recipe key]``. See README.md."""
+
+import argparse
+import platform
+import sys
+from pathlib import Path
+
+import torch
+import torchvision
+import yaml
+from tensorboardX import SummaryWriter
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, DistributedSampler
+
+from data import DataError, EvalDataset, TrainDataset, collate, load_dataset_config, read_list
+from data.labels import describe_flip
+from engine import checkpoint, config, distributed, log
+from engine.config import ConfigError
+from engine.evaluate import evaluate
+from engine.optim import build_sgd, parameter_groups, set_learning_rate
+from engine.schedule import learning_rate
+from engine.train import train_one_epoch
+from models import WeightsError, build_model, list_models, load_weights
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="main.py", description=__doc__, allow_abbrev=False)
+    parser.add_argument("dataset", help="a name in data/ or a path to a dataset's .yaml")
+    parser.add_argument("model", help=f"one of {', '.join(list_models())}")
+    parser.add_argument("--run", required=True, help="name of the run: net_runs/<run>/ and logs/<run>.log")
+    parser.add_argument("--variant", help="a named variant of the recipe")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU where there is one")
+    parser.add_argument("--resume", metavar="auto|PATH", help="go on from the run's newest checkpoint, or from a file")
+    for name in ("root", "train_list", "val_list", "image_tmpl"):
+        parser.add_argument(f"--{name}", help="instead of the dataset's own")
+    config.add_recipe_flags(parser)
+    return config.parse_arguments(parser)
+
+
+def main(args: argparse.Namespace) -> None:
+    device = distributed.init(args.device)
+    folder = Path("net_runs") / args.run
+    if args.model not in list_models():
+        config.check_key(args.model, list_models(), "model")
+
+    # Only one process draws the toy set or finds the run folder used; the others wait for it.
+    if not distributed.is_main():
+        distributed.barrier()
+    overrides = {name: getattr(args, name) for name in ("root", "train_list", "val_list", "image_tmpl")}
+    dataset = load_dataset_config(args.dataset, **overrides)
+    recipe = config.load_recipe(args.model, dataset.name, args.variant, **config.given_recipe_flags(args))
+    resume = find_checkpoint(args.resume, folder)
+    if distributed.is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        distributed.barrier()
+    log.setup(Path("logs") / f"{args.run}.log", enabled=distributed.is_main())
+
+    world = distributed.world_size()
+    per_process = recipe.batch_size or recipe.global_batch_size // world
+    if not recipe.batch_size and recipe.global_batch_size % world:
+        raise ConfigError(f"global_batch_size {recipe.global_batch_size} does not divide by {world} processes")
+    settings = {
+        "dataset": vars(dataset),
+        "model": args.model,
+        "variant": args.variant,
+        "recipe": config.to_plain(recipe),
+        "processes": world,
+        "device": device.type,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "torchvision": str(torchvision.__version__),
+        },
+    }
+    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=1000)
+    if distributed.is_main():
+        (folder / "config.yaml").write_text(text, encoding="utf-8")
+    log.info(text)
+    log.info(describe_flip(recipe.flip, dataset.categories, dataset.mirror_pairs))
+    log.info(f"batch: {world} processes x {per_process} clips = {world * per_process}, lr {recipe.lr}")
+
+    train_loader, val_set = make_data(dataset, recipe, per_process, device)
+    torch.manual_seed(recipe.seed)
+    model = build_model(
+        args.model,
+        dataset.num_classes,
+        recipe.num_segments,
+        pretrained=None if resume else recipe.pretrained,
+        dropout=recipe.dropout,
+        stochastic_depth=recipe.stochastic_depth,
+        partial_bn=recipe.partial_bn,
+        **recipe.model_options,
+    )
+    model = model.to(device).train()
+    optimizer = build_sgd(
+        parameter_groups(model, recipe.fc_lr_mult, recipe.fc_bias_lr_mult, recipe.sda_lr_mult),
+        recipe.lr,
+        recipe.momentum,
+        recipe.nesterov,
+        recipe.weight_decay,
+    )
+    for group in optimizer.param_groups:
+        shown = f"lr_mult: {group['lr_mult']}, decay_mult: {group['decay_mult']}"
+        log.info(f"group: {group['name']} has {len(group['params'])} params, {shown}")
+    start, best = 0, 0.0
+    if resume:
+        state = checkpoint.read_for_resume(resume, args.model)
+        load_weights(model, state)
+        optimizer.load_state_dict(state["optimizer"])
+        start, best = state["epoch"], state["best_prec1"]
+        log.info(f"resumed from {resume}: {start} of {recipe.epochs} epochs done, best Prec@1 {best:.3f}")
+    net = DistributedDataParallel(model, [device.index] if device.type == "cuda" else None) if world > 1 else model
+    board = SummaryWriter(str(folder / "tensorboard")) if distributed.is_main() else None
+
+    for epoch in range(start, recipe.epochs):
+        # Seeded by epoch, so that a resumed run draws what an undisturbed one would.
+        torch.manual_seed((recipe.seed * 1000 + epoch) * 1000 + distributed.rank())
+        train_loader.sampler.set_epoch(epoch)
+        train_loader.dataset.epoch = epoch
+        set_learning_rate(optimizer, learning_rate(recipe, epoch), recipe.lr_multipliers)
+        scalars = {"lr": learning_rate(recipe, epoch)}
+        trained = train_one_epoch(net, train_loader, optimizer, recipe, epoch, device)
+        scalars |= {f"train/{name}": value for name, value in trained.items()}
+
+        done, is_best = epoch + 1, False
+        if done % recipe.eval_every == 0 or done > recipe.epochs - max(1, recipe.eval_last):
+            size = per_process, recipe.workers, recipe.print_every
+            _, result = evaluate(model, val_set, device, *size, recipe.label_smoothing)
+            scalars |= {f"val/{name}": value for name, value in result.items()}
+            is_best, best = result["top1"] > best, max(result["top1"], best)
+        if distributed.is_main():
+            for name, value in scalars.items():
+                board.add_scalar(name, value, done)
+            board.flush()
+            state = {"epoch": done, "arch": args.model, "state_dict": model.state_dict(), "best_prec1": best}
+            state |= {"optimizer": optimizer.state_dict(), "config": settings, "categories": dataset.categories}
+            checkpoint.save(folder, state, is_best, recipe.keep_checkpoints)
+    log.info(f"finished: {recipe.epochs} epochs, best Prec@1 {best:.3f}, checkpoints in {folder}")
+
+
+def find_checkpoint(resume: str | None, folder: Path) -> Path | None:
+    """The file to go on from. A run that has checkpoints is never overwritten unasked."""
+    found = checkpoint.newest(folder)
+    if resume is None and found:
+        raise ConfigError(f"run {folder.name} exists ({found}); go on with --resume auto or choose another --run")
+    return found if resume in (None, "auto") else Path(resume)
+
+
+def make_data(dataset, recipe, per_process: int, device: torch.device) -> tuple[DataLoader, EvalDataset]:
+    source = {"root": dataset.root, "image_tmpl": dataset.image_tmpl, "num_segments": recipe.num_segments}
+    train_set = TrainDataset(
+        read_list(dataset.train_list, dataset.num_classes),
+        **source,
+        resize=recipe.train_resize,
+        input_size=recipe.input_size,
+        flip=recipe.flip,
+        mirror_pairs=dataset.mirror_pairs,
+        seed=recipe.seed,
+    )
+    val_set = EvalDataset(
+        read_list(dataset.val_list, dataset.num_classes),
+        **source,
+        resize=recipe.val_resize,
+        crop_size=recipe.val_crop,
+        input_size=recipe.input_size,
+        short_videos=recipe.val_short_videos,
+    )
+    sampler = DistributedSampler(
+        train_set, distributed.world_size(), distributed.rank(), seed=recipe.seed, drop_last=True
+    )
+    loader = DataLoader(
+        train_set,
+        per_process,
+        sampler=sampler,
+        num_workers=recipe.workers,
+        collate_fn=collate,
+        pin_memory=device.type == "cuda",
+        drop_last=True,
+    )
+    if not len(loader):
+        raise ConfigError(
+            f"{dataset.train_list}: {len(train_set)} videos are fewer than one batch of "
+            f"{per_process * distributed.world_size()}; lower --batch_size"
+        )
+    return loader, val_set
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_args())
+    except (ConfigError, DataError, WeightsError) as error:
+        sys.exit(f"error: {error}")
+    finally:
+        distributed.shutdown()

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Test on Something-Something V1: ./scripts/test_Something_v1.sh <run_name> <ckpt_name> <num_frames> [more flags of test_models.py]
+# The checkpoint is net_runs/<run_name>/<ckpt_name>; a released SDA file needs --model, others say what they hold.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/launch.sh
+[ $# -ge 3 ] || usage "./scripts/test_Something_v1.sh <run_name> <ckpt_name> <num_frames> [more flags of test_models.py]"
+run="$1" checkpoint="$2" frames="$3"
+shift 3
+launch test_models.py something_v1 --weights "net_runs/$run/$checkpoint" --num_segments "$frames" "$@"

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Train on Something-Something V1: ./scripts/train_Something_v1.sh <run_name> <num_frames> [more flags of main.py]
+# The model is rsanet_r50, or $MODEL. A run that exists goes on from its last epoch.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/launch.sh
+[ $# -ge 2 ] || usage "./scripts/train_Something_v1.sh <run_name> <num_frames> [more flags of main.py]"
+run="$1" frames="$2"
+shift 2
+launch main.py something_v1 "${MODEL:-rsanet_r50}" --run "$run" --num_segments "$frames" --resume auto "$@"

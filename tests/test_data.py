@@ -1,0 +1,342 @@
+"""From a list line to a clip: sampling tables and crop sets of the released code, lists, labels, flips, pixels."""
+
+import numpy as np
+import pytest
+import torch
+from golden_values import table
+from PIL import Image
+
+from data import (
+    DataError,
+    EvalDataset,
+    TrainDataset,
+    batches,
+    collate,
+    list_datasets,
+    load_dataset_config,
+    read_list,
+    sampling,
+    toy,
+    transforms,
+)
+from data.labels import describe_flip, mirror_pairs, read_categories
+
+TABLES = table("data_and_schedule.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "clips", "short_videos"),
+    [
+        ("rsa_val", 1, "first_frame"),
+        ("sda_val", 1, "first_frame"),
+        ("sda_test", 1, "spread"),
+        ("sda_test_twice", 2, "spread"),
+        ("rsa_test_dense", 10, "first_frame"),
+    ],
+)
+def test_sampling_tables(name, clips, short_videos):
+    for t, rows in TABLES[name].items():
+        for n, expected in rows.items():
+            actual = sampling.test_clips(int(n), int(t), clips, short_videos)
+            assert len(actual) == clips and sum(actual, []) == expected, (name, t, n)
+
+
+def test_sampling_refuses():
+    with pytest.raises(ValueError, match="3 clips"):
+        sampling.test_clips(20, 8, 3, "spread")
+    with pytest.raises(ValueError, match="short_videos='last'"):
+        sampling.segment_centres(20, 8, "last")
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 16, 23, 40])
+def test_random_segments(n):
+    """A random frame of each segment of n // T frames; each can come; nothing else can; short videos give frame 1."""
+    rng, duration = np.random.default_rng(0), n // 8
+    drawn = np.array([sampling.random_segments(n, 8, rng) for _ in range(400)])
+    for segment in range(8):
+        expected = {1} if duration == 0 else set(range(segment * duration + 1, (segment + 1) * duration + 1))
+        assert set(drawn[:, segment]) == expected
+
+
+@pytest.mark.parametrize("size", ["320x240", "427x240", "240x427", "455x256"])
+def test_training_crops(size):
+    width, height = map(int, size.split("x"))
+    crops = {
+        (w, h, x, y)
+        for w, h in transforms.crop_sizes(width, height, 224)
+        for x, y in transforms.crop_offsets(width, height, w, h)
+    }
+    assert sorted(crops) == sorted(map(tuple, TABLES["multi_scale_crop"][size]))
+
+
+def gradient_frame(width: int, height: int) -> Image.Image:
+    """Red is x, green is y: a crop shows where it was cut."""
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    return Image.fromarray(np.stack([x, y, x * 0], 2).astype(np.uint8))
+
+
+def test_drawn_crops_are_those_of_the_set_and_alike_for_all_frames():
+    frames, rng = [gradient_frame(120, 90)] * 2, np.random.default_rng(1)
+    for _ in range(50):
+        first, second = transforms.multi_scale_crop(frames, 56, rng)
+        assert first.size == (56, 56) and first.tobytes() == second.tobytes()
+    plain = [gradient_frame(56, 56)]
+    assert transforms.multi_scale_crop(plain, 56, np.random.default_rng(4))[0].size == (56, 56)
+
+
+def test_test_crops():
+    frames = [gradient_frame(100, 60)]
+
+    def corners(num_crops):
+        crops = transforms.test_crops(frames, num_crops, 40, 40)
+        return [crop[0].getpixel((0, 0))[:2] for crop in crops]
+
+    assert corners(1) == [(30, 10)]
+    assert corners(3) == [(0, 10), (60, 10), (30, 10)]
+    assert corners(5) == [(0, 0), (60, 0), (0, 20), (60, 20), (30, 10)]
+    ten = corners(10)
+    assert ten[:5] == corners(5) and ten[5:] == [(39, 0), (99, 0), (39, 20), (99, 20), (69, 10)]  # mirrored
+    assert transforms.test_crops(frames, 1, 60, 32)[0][0].size == (32, 32)
+    # 101 - 40 is odd: the one centre crop rounds the half to even, the grid of the others rounds down.
+    assert transforms.test_crops([gradient_frame(103, 60)], 1, 40, 40)[0][0].getpixel((0, 0))[0] == 32
+    assert transforms.test_crops([gradient_frame(103, 60)], 3, 40, 40)[2][0].getpixel((0, 0))[0] == 30
+    with pytest.raises(ValueError, match="crop of 64 does not fit into frames of 60x100"):
+        transforms.test_crops(frames, 1, 64, 64)
+
+
+def test_resize():
+    frames = [gradient_frame(100, 60)]
+    assert transforms.resize(frames, None) is frames
+    assert transforms.resize(frames, 30)[0].size == (50, 30)
+    assert transforms.resize(frames, (24, 32))[0].size == (32, 24)
+
+
+def test_flip_policies():
+    frames, pairs = [gradient_frame(10, 4)], {3: 4, 4: 3}
+
+    def outcomes(policy, label):
+        rng = np.random.default_rng(0)
+        drawn = [transforms.random_flip(frames, label, policy, pairs, rng) for _ in range(200)]
+        return {(f[0].getpixel((0, 0))[0] == 9, new) for f, new in drawn}
+
+    assert outcomes("none", 1) == {(False, 1)}
+    assert outcomes("skip", 1) == outcomes("swap", 1) == {(False, 1), (True, 1)}
+    assert outcomes("skip", 3) == {(False, 3)}
+    assert outcomes("swap", 3) == {(False, 3), (True, 4)}
+
+
+def test_normalise():
+    clip = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    expected = (clip.numpy() / 255 - mean[:, None, None]) / std[:, None, None]
+    np.testing.assert_allclose(transforms.normalise(clip).numpy(), expected, atol=1e-6)
+    assert clip.dtype == torch.uint8 and transforms.normalise(clip).dtype == torch.float32
+
+
+def test_something_flip_pairs_come_from_names():
+    expected = {86: 87, 87: 86, 93: 94, 94: 93, 166: 167, 167: 166}
+    for name in ("something_v1", "something_v2"):
+        assert load_dataset_config(name).mirror_pairs == expected
+    names = load_dataset_config("something_v1").categories
+    shuffled = names[::-1]  # other order, other numbers: MMAction2's SSv1 list is in such another order
+    assert mirror_pairs(shuffled) == {173 - i: 173 - j for i, j in expected.items()}
+    text = describe_flip("skip", names, mirror_pairs(names))
+    assert "86 <-> 87 (Pulling something from left to right <-> Pulling something from right to left)" in text
+    assert describe_flip("none", names, {}) == "flip: none"
+    assert "names no categories" in describe_flip("swap", None, {})
+
+
+def test_categories_are_checked(tmp_path):
+    file = tmp_path / "names.txt"
+    file.write_text("a\nb\n")
+    assert read_categories(file, 2) == ["a", "b"]
+    with pytest.raises(DataError, match="names.txt: 2 names for num_classes 3"):
+        read_categories(file, 3)
+    with pytest.raises(DataError, match="'a' stands there twice"):
+        read_categories(["a", "b", "a"], 3)
+
+
+def test_list_lines(tmp_path):
+    file = tmp_path / "train.txt"
+    file.write_text("a folder/with spaces 12 3\n\n/absolute/b 7 0\n")
+    videos = read_list(file, 4)
+    assert [tuple(video)[:3] for video in videos] == [("a folder/with spaces", 12, 3), ("/absolute/b", 7, 0)]
+    assert videos[1].where == f"{file}:3"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a 8 0\nb 8\n", r"list.txt:2: 'b 8' is not 'path #frames label'"),
+        ("a 8 0\nb eight 1\n", r"list.txt:2: #frames 'eight' and label '1' must be whole numbers"),
+        ("a 0 1\n", r"list.txt:1: 0 frames"),
+        ("a 8 174\n", r"list.txt:1: label 174 is not below num_classes 174; is this list made for another dataset\?"),
+        ("a 8 -1\n", r"list.txt:1: label -1 is negative"),
+        ("\n", r"list.txt: holds no video"),
+    ],
+)
+def test_bad_lists(tmp_path, text, message):
+    file = tmp_path / "list.txt"
+    file.write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_list(file, 174)
+
+
+def test_missing_list(tmp_path):
+    with pytest.raises(DataError, match="no.txt: no such list file"):
+        read_list(tmp_path / "no.txt", 2)
+
+
+@pytest.fixture
+def videos(tmp_path):
+    """Two videos of 12 frames, 40 x 30 px, the second with spaces in its path."""
+    for folder in ("a", "b c"):
+        (tmp_path / folder).mkdir()
+        for i in range(1, 13):
+            Image.new("RGB", (40, 30), (20 * i, 0, 0)).save(tmp_path / folder / f"{i:05d}.jpg", quality=95)
+    (tmp_path / "list.txt").write_text("a 12 0\nb c 12 1\n")
+    return tmp_path, read_list(tmp_path / "list.txt", 2)
+
+
+def eval_set(root, videos, **settings):
+    settings = {"resize": None, "crop_size": 30, "input_size": 24, "short_videos": "spread"} | settings
+    return EvalDataset(videos, str(root), "{:05d}.jpg", 4, **settings)
+
+
+def test_eval_views_are_in_order(videos):
+    root, listed = videos
+    views, label, index = eval_set(root, listed, num_crops=3, num_clips=2)[1]
+    assert views.shape == (6, 4, 3, 24, 24) and views.dtype == torch.uint8 and (label, index) == (1, 1)
+    red = views[:, :, 0].float().mean((2, 3)) / 20  # about the frame's number
+    centres, starts = [2, 5, 8, 11], [1, 4, 7, 10]
+    assert red.round().tolist() == [centres, starts] * 3
+
+
+def test_training_clips_depend_on_seed_epoch_and_item_only(videos):
+    root, listed = videos
+    data = TrainDataset(listed, str(root), "{:05d}.jpg", 4, (30, 40), 24, "swap", {}, seed=3)
+    first = data[1][0]
+    assert first.shape == (4, 3, 24, 24) and torch.equal(first, data[1][0])
+    data.epoch = 1
+    clips = torch.stack([data[1][0], first])
+    assert not torch.equal(*clips)
+
+
+def break_video(root, how):
+    if how == "folder":
+        (root / "b c").rename(root / "moved")
+    elif how == "frame":
+        (root / "b c" / "00011.jpg").unlink()
+    elif how == "empty":
+        for file in (root / "b c").iterdir():
+            file.unlink()
+    else:
+        whole = (root / "b c" / "00011.jpg").read_bytes()
+        (root / "b c" / "00011.jpg").write_bytes(whole[: len(whole) // 2] if how == "cut" else b"no image")
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("folder", r"list.txt:2: no folder \S*b c"),
+        ("frame", r"list.txt:2: no frame 00011.jpg in .*holds 11 files from 00001.jpg to 00012.jpg"),
+        ("empty", r"list.txt:2: no frame 00002.jpg: folder .*b c is empty"),
+        ("cut", r"list.txt:2: .*00011.jpg is not a readable image"),
+        ("text", r"list.txt:2: .*00011.jpg is not a readable image"),
+    ],
+)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_videos_are_errors_in_one_line(videos, how, message, workers):
+    root, listed = videos
+    break_video(root, how)
+    loader = torch.utils.data.DataLoader(eval_set(root, listed), 2, num_workers=workers, collate_fn=collate)
+    with pytest.raises(DataError, match=message) as error:
+        list(batches(loader))
+    assert "\n" not in str(error.value)
+
+
+def test_dataset_files(tmp_path):
+    assert {"something_v1", "something_v2", "toy_something"} <= set(list_datasets())
+    file = tmp_path / "own.yaml"
+    lines = "name: own\nnum_classes: 2\nroot: frames\ntrain_list: t.txt\nval_list: /v.txt\nimage_tmpl: '{:05d}.jpg'\n"
+    file.write_text(lines)
+    config = load_dataset_config(str(file))
+    assert config.root == str(tmp_path / "frames") and config.val_list == "/v.txt" and config.mirror_pairs == {}
+    assert load_dataset_config(str(file), root="elsewhere").root == "elsewhere"
+    for text, message in [
+        (lines + "image_tmp: x\n", "unknown key 'image_tmp'; did you mean image_tmpl"),
+        (lines.replace("num_classes: 2\n", ""), "lacks the key 'num_classes'"),
+        (lines.replace("num_classes: 2", "num_classes: two"), "num_classes is 'two', not int"),
+        (lines.replace("{:05d}", "frame"), "must hold one frame number"),
+        (lines + "categories: [a]\n", "1 names for num_classes 2"),
+        ("[", "not a YAML file"),
+        ("text", "must hold 'key: value' lines"),
+    ]:
+        file.write_text(text)
+        with pytest.raises(DataError, match=message):
+            load_dataset_config(str(file))
+    with pytest.raises(DataError, match="no dataset 'something_v3'; did you mean something_v"):
+        load_dataset_config("something_v3")
+
+
+def test_toy_classes_are_each_other_played_backwards():
+    categories = load_dataset_config("toy_something", root="unused").categories
+    assert sorted(categories) == categories and set(categories) == set(toy.MOTIONS)
+    by_motion = {}
+    for name, (motion, backwards) in toy.MOTIONS.items():
+        frames = toy.draw_video(name, np.random.default_rng(7))
+        assert len(frames) in toy.LENGTHS and all(n % 8 == 0 for n in toy.LENGTHS)
+        by_motion.setdefault(motion, {})[backwards] = [frame.tobytes() for frame in frames]
+    assert len(by_motion) == 6
+    for pair in by_motion.values():
+        assert pair[False] == pair[True][::-1] and len(set(pair[False])) > 8
+
+
+def test_toy_motions_go_where_their_names_say():
+    def path(name):
+        """Centre of the object (x, y) and its area in each frame, by its difference from the background."""
+        tracks = []
+        for frame in toy.draw_video(name, np.random.default_rng(11)):
+            pixels = np.asarray(frame, float)
+            mask = abs(pixels - pixels[0, 0]).sum(2) > 60
+            y, x = np.nonzero(mask)
+            tracks.append((x.mean(), y.mean(), mask.sum()) if mask.any() else (0, 0, 0))
+        return np.array(tracks)
+
+    assert (np.diff(path("Moving something from left to right")[:, 0]) > 0).mean() > 0.9
+    assert (np.diff(path("Moving something up")[:, 1]) < 0).mean() > 0.9
+    areas = path("Moving something closer to the camera")[:, 2]
+    assert areas[-1] > 4 * areas[0]
+    assert path("Something appearing")[0, 2] == 0 < path("Something appearing")[-1, 2]
+    # On screens y points down, so a clockwise turn raises atan2(y, x) of the tip seen from the object's centre.
+    angles = []
+    for frame in toy.draw_video("Turning something clockwise", np.random.default_rng(11)):
+        pixels = np.asarray(frame, float)
+        y, x = np.nonzero(abs(pixels - pixels[0, 0]).sum(2) > 60)
+        x, y = x - x.mean(), y - y.mean()
+        tip = (x**2 + y**2).argmax()
+        angles.append(np.arctan2(y[tip], x[tip]))
+    assert np.unwrap(angles)[-1] - angles[0] > 0.5 * np.pi
+
+
+def test_toy_set_is_drawn_whole_or_not_at_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(toy, "TRAIN_PER_CLASS", 1)
+    monkeypatch.setattr(toy, "VAL_PER_CLASS", 1)
+    names = list(toy.MOTIONS)
+    toy.draw_once(tmp_path / "toy", names)
+    assert [path.name for path in tmp_path.iterdir()] == ["toy"]
+    for split in ("train", "val"):
+        videos = read_list(tmp_path / "toy" / f"{split}.txt", 12)
+        assert [video.label for video in videos] == list(range(12))
+        for video in videos:
+            assert len(list((tmp_path / "toy" / "frames" / video.path).iterdir())) == video.num_frames
+    monkeypatch.setattr(toy, "draw_video", lambda *_: pytest.fail("drawn again"))
+    toy.draw_once(tmp_path / "toy", names)
+
+    def broken(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(toy, "draw_video", broken)
+    with pytest.raises(KeyboardInterrupt):
+        toy.draw_once(tmp_path / "other", names)
+    assert [path.name for path in tmp_path.iterdir()] == ["toy"]

@@ -1,0 +1,179 @@
+"""The operators against their definitions, on odd sizes, in every variant; and their errors."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.autograd import gradcheck
+
+from ops import RSA, SDA, TemporalShift
+from ops.rsa import RELATIONS
+from ops.sda import DEPENDENCIES, SQUEEZES
+
+odd = st.sampled_from([1, 3, 5])
+
+
+def rsa_by_definition(rsa: RSA, x: torch.Tensor) -> torch.Tensor:
+    """The paper's Fig. 2, position by position, with the full H = H1 H2^T and P = H2 P1^T and an explicit context."""
+    n, _, t, h, w = x.shape
+    heads, key, value = rsa.num_heads, rsa.key_dim, rsa.value_dim
+    projected = rsa.projection(x)
+    q, k, v = projected.split([heads * key, projected.shape[1] - heads * key - value, value], dim=1)
+
+    def unit(vector):
+        return vector / (vector.square().sum(-1, keepdim=True) + 1e-6).sqrt()
+
+    kt, kh, kw = rsa.kernel_size
+    pad = (kw // 2,) * 2 + (kh // 2,) * 2 + (kt // 2,) * 2
+    # A position outside is zero; inside, keys and values are normalised before they are looked at.
+    k = F.pad(unit(k.movedim(1, -1)).movedim(-1, 1), pad)
+    v = F.pad(unit(v.movedim(1, -1)).movedim(-1, 1), pad)
+    h2 = rsa.H2.weight.flatten(1).T  # (M, D)
+    y = torch.zeros(n, t, h, w, heads * value, dtype=x.dtype)
+    for b, i, j, m in torch.cartesian_prod(*map(torch.arange, (n, t, h, w))).view(-1, 4).tolist():
+        around = (b, slice(None), slice(i, i + kt), slice(j, j + kh), slice(m, m + kw))
+        x_v = v[around].flatten(1).T  # (M, V)
+        query = unit(q[b, :, i, j, m].view(heads, key))  # (L, K)
+        if rsa.kernel_type == "V":
+            kernel = query @ h2.T  # (L, M)
+        else:
+            x_k = k[around].flatten(1).T  # (M, K)
+            h1 = rsa.H1.weight.flatten(1).view(key, -1, x_k.shape[0])  # (K, D, M)
+            full = torch.einsum("cdm,pd->mcp", h1, h2)  # H: (M, K, M)
+            kernel = torch.einsum("lc,mc,mcp->lp", query, x_k, full)
+            if rsa.kernel_type == "VplusR":
+                kernel = kernel + query @ (rsa.P1[0] @ h2.T)
+        context = torch.zeros_like(x_v)
+        if rsa.feat_type != "V":
+            context = context + x_v @ (x_v.T @ rsa.G.weight.flatten(1).T)
+        if rsa.feat_type == "V":
+            context = x_v
+        if rsa.feat_type == "VplusR":
+            context = context + x_v @ rsa.I[0]
+        y[b, i, j, m] = (kernel @ context).T.flatten()  # head l of value v is channel v*L + l
+    return rsa.pool(y.movedim(-1, 1).flatten(1, 2)).unflatten(1, (-1, t))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 2), st.integers(1, 3), st.integers(1, 4), st.integers(1, 4)),
+    kernel_size=st.tuples(odd, odd, odd),
+    heads=st.integers(1, 3),
+    dims=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3)),
+    kernel_type=st.sampled_from(RELATIONS),
+    feat_type=st.sampled_from(RELATIONS),
+    stride=st.sampled_from([1, 2, (1, 1, 2)]),
+)
+def test_rsa_is_its_definition(shape, kernel_size, heads, dims, kernel_type, feat_type, stride):
+    key, value, latent = dims
+    latent = key if kernel_type == "V" else latent
+    rsa = RSA(5, 7, heads, key, value, latent, kernel_size, stride, kernel_type, feat_type).double()
+    n, t, h, w = shape
+    x = torch.randn(n, 5, t, h, w, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(rsa(x), rsa_by_definition(rsa, x), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("kernel_type", RELATIONS)
+@pytest.mark.parametrize("feat_type", RELATIONS)
+def test_rsa_gradients(kernel_type, feat_type):
+    rsa = RSA(4, 4, 2, kernel_size=3, kernel_type=kernel_type, feat_type=feat_type).double()
+    x = torch.randn(1, 4, 2, 3, 2, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(lambda x, *_: rsa(x), (x, *rsa.parameters()))
+
+
+def test_rsa_accepts_any_memory_layout():
+    rsa, x = RSA(8, 8, 2, kernel_size=3), torch.randn(2, 8, 3, 6, 5)
+    expected = rsa(x)
+    for other in (x.to(memory_format=torch.channels_last_3d), x.transpose(3, 4).contiguous().transpose(3, 4)):
+        torch.testing.assert_close(rsa(other), expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kernel_type": "LSA"}, "kernel_type='LSA'"),
+        ({"feat_type": "r"}, "feat_type='r'"),
+        ({"num_heads": 3}, "not a multiple of num_heads=3"),
+        ({"kernel_size": (4, 3, 3)}, "three odd numbers"),
+        ({"stride": (2, 2, 2)}, "frames are not dropped"),
+        ({"kernel_type": "V", "key_dim": 3}, "key_dim=3 must equal latent_dim=2"),
+    ],
+)
+def test_rsa_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        RSA(**{"in_channels": 8, "out_channels": 8, "num_heads": 4} | arguments)
+
+
+def test_rsa_refuses_another_input():
+    with pytest.raises(ValueError, match=r"takes \(N, 8, T, H, W\), got \(1, 4, 1, 2, 2\)"):
+        RSA(8, 8)(torch.zeros(1, 4, 1, 2, 2))
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 2), st.integers(1, 4), st.integers(1, 7), st.integers(1, 7)),
+    dependencies=st.lists(st.sampled_from(list(DEPENDENCIES)), min_size=1, max_size=4, unique=True),
+    aggregation=st.sampled_from(["query", "average"]),
+    squeeze=st.sampled_from(SQUEEZES),
+)
+def test_sda_gates_each_clip_alone(shape, dependencies, aggregation, squeeze):
+    n, t, h, w = shape
+    sda = SDA(20, t, 2, dependencies, aggregation, squeeze).eval()
+    x = torch.randn(n * t, 20, h, w)
+    with torch.no_grad():
+        y = sda(x)
+        alone = torch.cat([sda(clip) for clip in x.split(t)])
+    assert y.shape == x.shape
+    torch.testing.assert_close(y, alone)
+    gate = y / x
+    assert ((gate > 0) & (gate < 1)).all()
+
+
+def test_sda_squeezes_side_by_side():
+    """avg+max: LT and LS see all averages, then all maxima; S122 sees them alternating; LST adds two passes."""
+    x = torch.rand(2, 3, 4, 6, 6)
+    eye = torch.eye(3)
+    lt = DEPENDENCIES["LT"](3, "avg+max").eval()
+    with torch.no_grad():
+        lt.conv.weight.zero_()[:, 3:, 1, 1] = eye  # read the second half: the maxima
+        torch.testing.assert_close(lt(x)[:, :, 0], x.amax(2), rtol=1e-4, atol=1e-4)
+        ls = DEPENDENCIES["LS"](3, "avg+max").eval()
+        ls.conv.weight.zero_()[:, :3, 1] = eye
+        torch.testing.assert_close(ls(x)[..., 0, 0], x.mean((3, 4)), rtol=1e-4, atol=1e-4)
+        s122 = DEPENDENCIES["S122"](3, "avg+max").eval()
+        s122.conv.weight.zero_()[:, 1::2, 1, 0, 0] = eye
+        pooled = F.max_pool2d(x.flatten(1, 2), 2)
+        expected = F.interpolate(pooled, scale_factor=2).unflatten(1, (3, 4))
+        torch.testing.assert_close(s122(x), expected, rtol=1e-4, atol=1e-4)
+        lst = DEPENDENCIES["LST"](3, "avg+max").eval()
+        lst.conv.weight.copy_(eye)
+        expected = x.mean((2, 3, 4)) + x.amax((2, 3, 4))
+        torch.testing.assert_close(lst(x)[..., 0, 0, 0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_sda_refuses():
+    with pytest.raises(ValueError, match="12 frames are not a multiple of num_segments 8"):
+        SDA(16)(torch.zeros(12, 16, 4, 4))
+    with pytest.raises(ValueError, match="one or more of"):
+        SDA(16, dependencies=("LST", "XYZ"))
+    with pytest.raises(ValueError, match="one or more of"):
+        SDA(16, dependencies=())
+    with pytest.raises(ValueError, match="aggregation='sum'"):
+        SDA(16, aggregation="sum")
+    with pytest.raises(ValueError, match="squeeze='min'"):
+        SDA(16, squeeze="min")
+
+
+def test_temporal_shift():
+    x = torch.arange(1.0, 2 * 3 * 9 + 1).view(6, 9, 1, 1)  # two clips of three frames, nine channels
+    y = TemporalShift(3, fold_div=4)(x).view(2, 3, 9)
+    x = x.view(2, 3, 9)
+    zero = torch.zeros(2, 1, 2)
+    assert torch.equal(y[:, :, :2], torch.cat([x[:, 1:, :2], zero], 1))  # from the future
+    assert torch.equal(y[:, :, 2:4], torch.cat([zero, x[:, :-1, 2:4]], 1))  # from the past
+    assert torch.equal(y[:, :, 4:], x[:, :, 4:])
+    assert torch.equal(TemporalShift(1)(torch.ones(2, 8, 1, 1))[:, 2:], torch.ones(2, 6, 1, 1))
+    with pytest.raises(ValueError, match="6 frames are not a multiple of num_segments 4"):
+        TemporalShift(4)(torch.zeros(6, 8, 2, 2))
