@@ -1,6 +1,7 @@
 """Train: ``python main.py DATASET MODEL --run NAME --num_segments T [any recipe key]``. See README.md."""
 
 import argparse
+import dataclasses
 import platform
 import sys
 from pathlib import Path
@@ -12,10 +13,10 @@ from tensorboardX import SummaryWriter
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 
-from data import DataError, EvalDataset, TrainDataset, collate, load_dataset_config, read_list
+from data import DataError, DatasetConfig, EvalDataset, TrainDataset, collate, load_dataset_config, read_list
 from data.labels import describe_flip
 from engine import checkpoint, config, distributed, log
-from engine.config import ConfigError
+from engine.config import ConfigError, Recipe
 from engine.evaluate import evaluate
 from engine.optim import build_sgd, parameter_groups, set_learning_rate
 from engine.schedule import learning_rate
@@ -40,72 +41,28 @@ def parse_args() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     device = distributed.init(args.device)
     folder = Path("net_runs") / args.run
-    if args.model not in list_models():
-        config.check_key(args.model, list_models(), "model")
-
-    # Only one process draws the toy set or finds the run folder used; the others wait for it.
-    if not distributed.is_main():
-        distributed.barrier()
-    overrides = {name: getattr(args, name) for name in ("root", "train_list", "val_list", "image_tmpl")}
-    dataset = load_dataset_config(args.dataset, **overrides)
-    recipe = config.load_recipe(args.model, dataset.name, args.variant, **config.given_recipe_flags(args))
-    resume = find_checkpoint(args.resume, folder)
-    if distributed.is_main():
-        folder.mkdir(parents=True, exist_ok=True)
-        distributed.barrier()
+    with distributed.main_process_first():  # it alone draws the toy set and makes the run folder
+        overrides = {name: getattr(args, name) for name in ("root", "train_list", "val_list", "image_tmpl")}
+        dataset = load_dataset_config(args.dataset, **overrides)
+        recipe = config.load_recipe(args.model, dataset.name, args.variant, **config.given_recipe_flags(args))
+        resume = find_checkpoint(args.resume, folder)
+        train_loader, val_set = make_data(dataset, recipe, device)
+        if distributed.is_main():
+            folder.mkdir(parents=True, exist_ok=True)
     log.setup(Path("logs") / f"{args.run}.log", enabled=distributed.is_main())
-
-    world = distributed.world_size()
-    per_process = recipe.batch_size or recipe.global_batch_size // world
-    if not recipe.batch_size and recipe.global_batch_size % world:
-        raise ConfigError(f"global_batch_size {recipe.global_batch_size} does not divide by {world} processes")
-    settings = {
-        "dataset": vars(dataset),
-        "model": args.model,
-        "variant": args.variant,
-        "recipe": config.to_plain(recipe),
-        "processes": world,
-        "device": device.type,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),
-            "torchvision": str(torchvision.__version__),
-        },
-    }
-    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=1000)
+    settings = describe(args, dataset, recipe, device)
     if distributed.is_main():
-        (folder / "config.yaml").write_text(text, encoding="utf-8")
-    log.info(text)
+        (folder / "config.yaml").write_text(settings, encoding="utf-8")
+    log.info(settings)
     log.info(describe_flip(recipe.flip, dataset.categories, dataset.mirror_pairs))
+    world, per_process = distributed.world_size(), train_loader.batch_size
     log.info(f"batch: {world} processes x {per_process} clips = {world * per_process}, lr {recipe.lr}")
 
-    train_loader, val_set = make_data(dataset, recipe, per_process, device)
-    torch.manual_seed(recipe.seed)
-    model = build_model(
-        args.model,
-        dataset.num_classes,
-        recipe.num_segments,
-        pretrained=None if resume else recipe.pretrained,
-        dropout=recipe.dropout,
-        stochastic_depth=recipe.stochastic_depth,
-        partial_bn=recipe.partial_bn,
-        **recipe.model_options,
-    )
-    model = model.to(device).train()
-    optimizer = build_sgd(
-        parameter_groups(model, recipe.fc_lr_mult, recipe.fc_bias_lr_mult, recipe.sda_lr_mult),
-        recipe.lr,
-        recipe.momentum,
-        recipe.nesterov,
-        recipe.weight_decay,
-    )
-    for group in optimizer.param_groups:
-        shown = f"lr_mult: {group['lr_mult']}, decay_mult: {group['decay_mult']}"
-        log.info(f"group: {group['name']} has {len(group['params'])} params, {shown}")
+    model, optimizer = make_model(args.model, dataset.num_classes, recipe, device, from_imagenet=resume is None)
     start, best = 0, 0.0
     if resume:
         state = checkpoint.read_for_resume(resume, args.model)
-        load_weights(model, state)
+        load_weights(model, state, name=str(resume))
         optimizer.load_state_dict(state["optimizer"])
         start, best = state["epoch"], state["best_prec1"]
         log.info(f"resumed from {resume}: {start} of {recipe.epochs} epochs done, best Prec@1 {best:.3f}")
@@ -117,25 +74,65 @@ def main(args: argparse.Namespace) -> None:
         torch.manual_seed((recipe.seed * 1000 + epoch) * 1000 + distributed.rank())
         train_loader.sampler.set_epoch(epoch)
         train_loader.dataset.epoch = epoch
-        set_learning_rate(optimizer, learning_rate(recipe, epoch), recipe.lr_multipliers)
-        scalars = {"lr": learning_rate(recipe, epoch)}
-        trained = train_one_epoch(net, train_loader, optimizer, recipe, epoch, device)
-        scalars |= {f"train/{name}": value for name, value in trained.items()}
+        lr = learning_rate(recipe, epoch)
+        set_learning_rate(optimizer, lr, recipe.lr_multipliers)
+        trained = train_one_epoch(net, train_loader, optimizer, recipe, epoch, lr, device)
 
-        done, is_best = epoch + 1, False
+        done, is_best, tested = epoch + 1, False, {}
         if done % recipe.eval_every == 0 or done > recipe.epochs - max(1, recipe.eval_last):
-            size = per_process, recipe.workers, recipe.print_every
-            _, result = evaluate(model, val_set, device, *size, recipe.label_smoothing)
-            scalars |= {f"val/{name}": value for name, value in result.items()}
-            is_best, best = result["top1"] > best, max(result["top1"], best)
+            loading = {"batch_size": per_process, "workers": recipe.workers, "print_every": recipe.print_every}
+            _, tested = evaluate(model, val_set, device, **loading, label_smoothing=recipe.label_smoothing)
+            is_best, best = tested["top1"] > best, max(tested["top1"], best)
         if distributed.is_main():
-            for name, value in scalars.items():
-                board.add_scalar(name, value, done)
+            board.add_scalar("lr", lr, done)
+            for split, values in (("train", trained), ("val", tested)):
+                for name, value in values.items():
+                    board.add_scalar(f"{split}/{name}", value, done)
             board.flush()
             state = {"epoch": done, "arch": args.model, "state_dict": model.state_dict(), "best_prec1": best}
-            state |= {"optimizer": optimizer.state_dict(), "config": settings, "categories": dataset.categories}
+            state |= {"optimizer": optimizer.state_dict(), "config": yaml.safe_load(settings)}
             checkpoint.save(folder, state, is_best, recipe.keep_checkpoints)
     log.info(f"finished: {recipe.epochs} epochs, best Prec@1 {best:.3f}, checkpoints in {folder}")
+
+
+def describe(args: argparse.Namespace, dataset: DatasetConfig, recipe: Recipe, device: torch.device) -> str:
+    """Everything the run depends on, as YAML."""
+    settings = {
+        "dataset": dataclasses.asdict(dataset),
+        "model": args.model,
+        "variant": args.variant,
+        "recipe": config.to_plain(recipe),
+        "processes": distributed.world_size(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "versions": {
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "torchvision": str(torchvision.__version__),
+        },
+    }
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def make_model(
+    name: str, num_classes: int, recipe: Recipe, device: torch.device, from_imagenet: bool
+) -> tuple[torch.nn.Module, torch.optim.SGD]:
+    torch.manual_seed(recipe.seed)
+    model = build_model(
+        name,
+        num_classes,
+        recipe.num_segments,
+        pretrained=recipe.pretrained if from_imagenet else None,
+        dropout=recipe.dropout,
+        stochastic_depth=recipe.stochastic_depth,
+        partial_bn=recipe.partial_bn,
+        **recipe.model_options,
+    )
+    model = model.to(device).train()  # partial BN freezes in train(), before the groups are made
+    groups = parameter_groups(model, recipe.fc_lr_mult, recipe.fc_bias_lr_mult, recipe.sda_lr_mult)
+    for group in groups:
+        shown = f"lr_mult: {group['lr_mult']}, decay_mult: {group['decay_mult']}"
+        log.info(f"group: {group['name']} has {len(group['params'])} params, {shown}")
+    return model, build_sgd(groups, recipe.lr, recipe.momentum, recipe.nesterov, recipe.weight_decay)
 
 
 def find_checkpoint(resume: str | None, folder: Path) -> Path | None:
@@ -146,7 +143,14 @@ def find_checkpoint(resume: str | None, folder: Path) -> Path | None:
     return found if resume in (None, "auto") else Path(resume)
 
 
-def make_data(dataset, recipe, per_process: int, device: torch.device) -> tuple[DataLoader, EvalDataset]:
+def make_data(dataset: DatasetConfig, recipe: Recipe, device: torch.device) -> tuple[DataLoader, EvalDataset]:
+    world = distributed.world_size()
+    per_process = recipe.batch_size or recipe.global_batch_size // world
+    if not recipe.batch_size and recipe.global_batch_size % world:
+        raise ConfigError(
+            f"global_batch_size {recipe.global_batch_size} does not divide by {world} processes; "
+            "change it, or give --batch_size for one process"
+        )
     source = {"root": dataset.root, "image_tmpl": dataset.image_tmpl, "num_segments": recipe.num_segments}
     train_set = TrainDataset(
         read_list(dataset.train_list, dataset.num_classes),
@@ -165,9 +169,7 @@ def make_data(dataset, recipe, per_process: int, device: torch.device) -> tuple[
         input_size=recipe.input_size,
         short_videos=recipe.val_short_videos,
     )
-    sampler = DistributedSampler(
-        train_set, distributed.world_size(), distributed.rank(), seed=recipe.seed, drop_last=True
-    )
+    sampler = DistributedSampler(train_set, world, distributed.rank(), seed=recipe.seed, drop_last=True)
     loader = DataLoader(
         train_set,
         per_process,
@@ -180,7 +182,7 @@ def make_data(dataset, recipe, per_process: int, device: torch.device) -> tuple[
     if not len(loader):
         raise ConfigError(
             f"{dataset.train_list}: {len(train_set)} videos are fewer than one batch of "
-            f"{per_process * distributed.world_size()}; lower --batch_size"
+            f"{world * per_process}; lower --batch_size"
         )
     return loader, val_set
 

@@ -43,11 +43,8 @@ def parse_args() -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     device = distributed.init(args.device)
     log.setup(None, enabled=distributed.is_main())
-    if not distributed.is_main():
-        distributed.barrier()  # one process draws the toy set, the others wait for it
-    dataset = load_dataset_config(args.dataset, root=args.root, val_list=args.list, image_tmpl=args.image_tmpl)
-    if distributed.is_main():
-        distributed.barrier()
+    with distributed.main_process_first():  # it alone draws the toy set
+        dataset = load_dataset_config(args.dataset, root=args.root, val_list=args.list, image_tmpl=args.image_tmpl)
     videos = read_list(dataset.val_list, dataset.num_classes)
 
     members, protocols = [], []
@@ -106,7 +103,8 @@ def build_member(
         recipe = config.load_recipe(name, dataset.name)
         if frames is None:
             raise ConfigError(f"{weights}: does not say how many frames it was trained on; give --num_segments")
-    if checkpoint.get("categories") and dataset.categories and checkpoint["categories"] != dataset.categories:
+    categories = trained.get("dataset", {}).get("categories")
+    if categories and dataset.categories and categories != dataset.categories:
         raise ConfigError(
             f"{weights}: was trained with other class names or another order of them than dataset {dataset.name}; "
             "its scores would be read under wrong labels"

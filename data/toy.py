@@ -80,15 +80,13 @@ def draw_video(category: str, rng: np.random.Generator) -> list[Image.Image]:
 
 
 class _Scene:
-    """One random object (two for "apart") before a plain background; coordinates in shares of the frame."""
+    """One bright object (two for "apart") before a plain dark background; coordinates in shares of the frame."""
 
     def __init__(self, rng: np.random.Generator):
-        background = rng.integers(0, 90, 3) if rng.random() < 0.5 else rng.integers(165, 256, 3)
-        self.background = background.astype(float)
-        # Far from the background in every channel, so that the object can be seen whatever its colour.
-        self.colours = [(background + rng.integers(100, 156, 3)) % 256 for _ in range(2)]
+        self.background = rng.integers(0, 80, 3).astype(float)
+        self.colours = [rng.integers(150, 256, 3) for _ in range(2)]
         self.corners = [int(rng.choice([3, 4, 5, 32])) for _ in range(2)]
-        self.radius = rng.uniform(0.12, 0.18)
+        self.radius = rng.uniform(0.14, 0.18)
         self.centre = rng.uniform(0.35, 0.65, 2)
         self.angle = rng.uniform(0, 2 * pi)
         self.reach = rng.uniform(0.22, 0.32)  # half the way of a moving object

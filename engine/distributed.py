@@ -1,6 +1,8 @@
 """One process or many (torchrun): the same calls work for both."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -43,8 +45,13 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def barrier() -> None:
-    if dist.is_initialized():
+@contextmanager
+def main_process_first() -> Iterator[None]:
+    """The others enter when the first process has left: it alone writes what all then read."""
+    if dist.is_initialized() and not is_main():
+        dist.barrier()
+    yield
+    if dist.is_initialized() and is_main():
         dist.barrier()
 
 

@@ -1,5 +1,6 @@
 """One epoch of training."""
 
+import math
 import time
 
 import torch
@@ -23,24 +24,23 @@ def train_one_epoch(
     optimizer: torch.optim.Optimizer,
     recipe: Recipe,
     epoch: int,
+    lr: float,
     device: torch.device,
 ) -> dict[str, float]:
     """Train on every batch of ``loader``; returns the epoch's ``loss top1 top5`` over all processes.
 
+    ``lr`` is for the log; the optimiser's groups have theirs already.
     Errors: ``ConfigError`` when the loss is no longer a number.
     """
     model.train()
     times, waits, speed = Meter(), Meter(), Meter()
     totals = torch.zeros(4, device=device)  # sums of loss, top-1, top-5 and clips of this process
-    lr = optimizer.param_groups[0]["lr"] / (optimizer.param_groups[0]["lr_mult"] if recipe.lr_multipliers else 1)
     bar = tqdm(batches(loader), total=len(loader), unit="batch", desc=f"epoch {epoch}", leave=False, disable=_quiet())
     start = time.perf_counter()
     for i, (clips, labels, _) in enumerate(bar):
         loaded = time.perf_counter()
         clips, labels = normalise(clips.to(device, non_blocking=True)), labels.to(device, non_blocking=True)
-        logits, loss, _ = train_step(
-            model, clips, labels, optimizer, recipe.label_smoothing, recipe.clip_gradient
-        )
+        logits, loss, _ = train_step(model, clips, labels, optimizer, recipe.label_smoothing, recipe.clip_gradient)
         step = torch.cat([loss[None] * len(labels), count_correct(logits, labels), loss.new_tensor([len(labels)])])
         totals += step
 
@@ -56,7 +56,7 @@ def train_one_epoch(
                 f"Prec@5 {100 * correct_now[1]:.3f} ({100 * correct_sum[1]:.3f})\t"
                 f"Speed {speed.value:.3f} V/s ({speed.average:.4f}) V/s"
             )
-            if not loss_sum == loss_sum or loss_sum in (float("inf"), float("-inf")):
+            if not math.isfinite(loss_sum):
                 raise ConfigError(f"the loss is {loss_sum} in epoch {epoch}, step {i}; lower --lr or --clip_gradient")
         else:
             _record(times, waits, speed, start, loaded, len(labels))

@@ -139,8 +139,8 @@ def _released_names(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
         new = key.removeprefix("module.")
         if ".conv1.net." in new:
             new, layout = new.replace(".conv1.net.", ".conv1."), "TSM"
-        if new.startswith("base_model.") and value.dim() == 5 and value.shape[2] == 1:
-            layout = "RSA" if ".sda." not in new else layout
+        if new == "base_model.conv1.weight" and value.dim() == 5:
+            layout = "RSA"
         # Without dropout the released networks keep the classifier inside the frame network.
         new = re.sub(r"^base_model\.fc1?\.", "new_fc.", new)
         renamed[new] = value

@@ -1,0 +1,119 @@
+"""Rules of the house: imports run one way, files stay short, one list of requirements, recipes are whole."""
+
+import ast
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from engine.config import RECIPES, ConfigError, coerce, load_recipe, parse_size, parse_views, to_plain
+from engine.schedule import learning_rate
+from models import list_models
+
+ROOT = Path(__file__).parents[1]
+TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+PYTHON = [path for path in TRACKED if path.endswith(".py")]
+
+# room -> rooms that it may import
+MAY_IMPORT = {
+    "ops": set(),
+    "models": {"ops"},
+    "data": set(),
+    "engine": {"models", "ops", "data"},
+    "scripts": {"engine", "models", "data"},
+    "figs": {"engine", "data"},
+}
+
+
+def test_imports_run_one_way():
+    rooms = {*MAY_IMPORT, "main", "test_models"}
+    for path in PYTHON:
+        room = path.split("/")[0]
+        if room not in MAY_IMPORT:
+            continue
+        for node in ast.walk(ast.parse((ROOT / path).read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for other in {name.split(".")[0] for name in names} & rooms - {room}:
+                assert other in MAY_IMPORT[room], f"{path} imports {other}"
+
+
+def test_operators_can_be_copied_alone():
+    for path in (ROOT / "ops").glob("*.py"):
+        if path.name != "__init__.py":
+            for node in ast.walk(ast.parse(path.read_text())):
+                assert not (isinstance(node, ast.ImportFrom) and node.level), f"{path.name} imports its neighbours"
+
+
+def test_no_file_is_long():
+    for path in TRACKED:
+        if path.endswith((".py", ".sh", ".yaml", ".md")):
+            assert len((ROOT / path).read_text().splitlines()) <= 400, path
+    assert not any(Path(path).name == "utils.py" for path in TRACKED)
+
+
+def test_one_list_of_requirements():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert environment["dependencies"] == ["python=3.11", "pip", {"pip": ["-r requirements.txt"]}]
+    assert "-r requirements.txt" in (ROOT / "requirements-dev.txt").read_text().splitlines()
+    for file in ("requirements.txt", "requirements-dev.txt"):
+        for line in (ROOT / file).read_text().splitlines():
+            if not line.startswith(("#", "-r ")):
+                assert line.count(">=") == 1 and "<" not in line and "==" not in line, line
+
+
+@pytest.mark.parametrize("model", list_models())
+def test_every_model_has_a_recipe(model):
+    for dataset in ("something_v1", "something_v2", "toy_something"):
+        recipe = load_recipe(model, dataset)
+        assert load_recipe(model, dataset, **to_plain(recipe)) == recipe  # as stored in a run's config.yaml
+
+
+def test_published_recipes():
+    """The settings of the released code and logs, and the variant where those two differ."""
+    v1, v2 = load_recipe("rsanet_r50", "something_v1"), load_recipe("rsanet_r50", "something_v2")
+    script = load_recipe("rsanet_r50", "something_v1", "script_v1")
+    assert (v1.epochs, v1.dropout, v1.eval_every, v1.eval_last) == (80, 0.5, 1, 10)
+    assert (v2.epochs, v2.dropout, v2.eval_every, v2.eval_last) == (80, 0.3, 5, 10)
+    assert (script.epochs, script.dropout) == (50, 0.3)
+    for r in (v1, v2, script):
+        assert (r.lr, r.weight_decay, r.clip_gradient, r.label_smoothing, r.momentum) == (0.02, 5e-4, 100, 0.1, 0.9)
+        assert r.nesterov and not r.lr_multipliers and r.stochastic_depth == 0.2 and r.global_batch_size == 64
+        assert (r.flip, r.train_resize, r.val_resize) == ("skip", (240, 320), (240, 320))
+        assert (r.val_crop, r.input_size) == (224, 224)
+        assert r.val_short_videos == r.test_short_videos == "first_frame"
+    logged = [0.00402, 0.00801, 0.01201, 0.01600, 0.02000, 0.01999]
+    assert [round(learning_rate(v1, epoch), 5) for epoch in (0, 1, 2, 3, 4, 5)] == logged
+    assert [f"{learning_rate(v1, epoch):.5f}" for epoch in (40, 78, 79)] == ["0.01064", "0.00003", "0.00002"]
+    for name in ("sda_tsn_r50", "sda_tsm_r50"):
+        r = load_recipe(name, "something_v1")
+        assert (r.lr, r.lr_steps, r.epochs, r.global_batch_size, r.dropout) == (0.01, [20, 40], 50, 36, 0.5)
+        assert (r.weight_decay, r.clip_gradient, r.label_smoothing, r.nesterov) == (1e-4, 20, 0, False)
+        assert (r.flip, r.train_resize, r.sda_lr_mult, r.lr_multipliers) == ("swap", None, 5, True)
+        assert (r.val_resize, r.val_crop) == (256, 224)
+        assert (r.val_short_videos, r.test_short_videos) == ("first_frame", "spread")
+        assert (r.test_resize, r.test_crop, r.input_size) == (256, 256, 224)
+
+
+def test_recipe_values_are_checked():
+    assert coerce("lr", "1e-3") == 0.001 and coerce("lr_steps", "[3, 5]") == [3, 5]
+    assert coerce("pretrained", "none") is None and coerce("nesterov", "true") is True
+    assert parse_size("240x320") == (240, 320) and parse_size("256") == 256 and parse_size("none") is None
+    assert parse_views("10x2") == (10, 2)
+    wrong = {"lr": True, "epochs": "1.5", "nesterov": "1", "train_resize": "ax2", "test_views": "3"}
+    for key, value in wrong.items():
+        with pytest.raises(ConfigError):
+            coerce(key, value)
+    with pytest.raises(ConfigError, match="unknown recipe key 'weightdecay'; did you mean weight_decay"):
+        coerce("weightdecay", 1)
+
+
+def test_recipe_files_are_checked(tmp_path, monkeypatch):
+    (tmp_path / "tsn_r50.yaml").write_text((RECIPES / "tsn_r50.yaml").read_text())
+    (tmp_path / "bad.yaml").write_text("base: tsn_r50\nnestrov: true\n")
+    monkeypatch.setattr("engine.config.RECIPES", tmp_path)
+    with pytest.raises(ConfigError, match="bad.yaml: unknown recipe key 'nestrov'; did you mean nesterov"):
+        load_recipe("bad", "toy_something")
+    with pytest.raises(ConfigError, match="no recipe 'none' in models/recipes"):
+        load_recipe("none", "toy_something")

@@ -1,0 +1,279 @@
+"""main.py and test_models.py from the command line: files, log lines, resume, processes, views, errors."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from toy_run import make_dataset, quick_flags, run
+
+from engine.log import read_log
+
+EPOCH_LINE = re.compile(
+    r"\[\d\d/\d\d \d\d:\d\d:\d\d\]\[INFO\] main\.py: +\d+: Epoch: \[\d+\]\[\d+/\d+\], lr: \d\.\d{5}\t"
+    r"Time \d+\.\d{3} \(\d+\.\d{3}\)\tData \d+\.\d{3} \(\d+\.\d{3}\)\tLoss \d+\.\d{4} \(\d+\.\d{4}\)\t"
+    r"Prec@1 \d+\.\d{3} \(\d+\.\d{3}\)\tPrec@5 \d+\.\d{3} \(\d+\.\d{3}\)\tSpeed \d+\.\d{3} V/s \(\d+\.\d{4}\) V/s"
+)
+VAL_LINE = re.compile(
+    r"\[INFO\] main\.py: +\d+: Val: \[\d+/\d+\]\tTime \d+\.\d{3} \(\d+\.\d{4}\)\tLoss \d+\.\d{4} \(\d+\.\d{4}\)\t"
+    r"Prec@1 \d+\.\d{3} \(\d+\.\d{3}\)\tPrec@5 \d+\.\d{3} \(\d+\.\d{3}\)"
+)
+RESULT_LINE = re.compile(
+    r"Validation Results: (Prec@1 \d+\.\d{3} Prec@5 \d+\.\d{3} Loss \d+\.\d{5}) Time \S+ Speed \S+ V/s"
+)
+BEST = "resnet_rgb_model_best.pth.tar"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with a dataset and a run of two epochs."""
+    folder = tmp_path_factory.mktemp("trained")
+    dataset = make_dataset(folder)
+    result = run("main.py", dataset, "tsm_tiny", "--run", "first", *quick_flags(), cwd=folder)
+    assert result.returncode == 0, result.stdout
+    return folder, dataset, result.stdout
+
+
+def test_a_run_leaves_what_the_interface_says(trained):
+    folder, _, output = trained
+    run_folder = folder / "net_runs" / "first"
+    assert {path.name for path in run_folder.iterdir()} == {
+        "config.yaml",
+        "resnet_rgb_epoch_1_checkpoint.pth.tar",
+        "resnet_rgb_epoch_2_checkpoint.pth.tar",
+        BEST,
+        "tensorboard",
+    }
+    assert any((run_folder / "tensorboard").iterdir())
+    checkpoint = torch.load(run_folder / "resnet_rgb_epoch_2_checkpoint.pth.tar", weights_only=True)
+    assert {"epoch", "arch", "state_dict", "best_prec1", "optimizer", "config"} <= set(checkpoint)
+    assert checkpoint["epoch"] == 2 and checkpoint["arch"] == "tsm_tiny"
+    config = yaml.safe_load((run_folder / "config.yaml").read_text())
+    assert config == checkpoint["config"] and config["recipe"]["epochs"] == 2 and config["recipe"]["lr"] == 0.05
+    log = (folder / "logs" / "first.log").read_text()
+    assert log in output + "\n" and "flip: none" in log
+
+
+def test_log_lines_have_the_published_form(trained):
+    folder, _, output = trained
+    lines = output.splitlines()
+    for form, count in ((EPOCH_LINE, 4), (VAL_LINE, 2), (RESULT_LINE, 2)):  # first and last step of each epoch
+        assert sum(bool(form.search(line)) for line in lines) == count, output
+    assert len(re.findall(r"Class Accuracy \d+\.\d\d%", output)) == 2
+    rows = read_log(folder / "logs" / "first.log")
+    assert [row["epoch"] for row in rows] == [0, 1]
+    assert {"lr", "loss", "top1", "top5", "val_top1", "val_top5", "val_loss", "class_accuracy"} <= set(rows[1])
+
+
+def test_published_logs_are_read(tmp_path):
+    stamp = "2021-05-22 17:20:40 "
+    file = tmp_path / "RSA.log"
+    file.write_text(
+        f"{stamp}[05/22 17:20:39][INFO] main.py: 634: Epoch: [0][0/1345], lr: 0.00402\tTime 86.916 (86.916)\t"
+        "Data 44.188 (44.188)\tLoss 5.3249 (5.3249)\tPrec@1 0.000 (0.000)\tPrec@5 3.125 (3.125)\t"
+        "Speed 1.498 V/s (1.4979) V/s\n"
+        f"{stamp}clipping gradient: 123.4 with coef 0.8\n"
+        f"{stamp}[05/22 18:15:00][INFO] main.py: 634: Epoch: [0][1340/1345], lr: 0.00402\tTime 1.5 (2.4)\t"
+        "Data 0.008 (0.1)\tLoss 4.8 (4.9590)\tPrec@1 4.688 (3.500)\tPrec@5 9.375 (11.250)\tSpeed 43.1 V/s (43.2) V/s\n"
+        f"{stamp}[05/22 18:15:09][INFO] main.py: 713: Val: [0/181]\tTime 23.554 (23.5539)\tLoss 4.6837 (4.6837)\t"
+        "Prec@1 6.250 (6.250)\tPrec@5 20.312 (20.312)\n"
+        f"{stamp}[05/22 18:21:56][INFO] main.py: 731: Validation Results: Prec@1 3.594 Prec@5 13.906 Loss 4.90083 "
+        "Time 2.3852 Speed 207.5014 V/s\n"
+        f"{stamp}[05/22 18:21:56][INFO] main.py: 741: Class Accuracy 3.22%\n"
+    )
+    assert read_log(file) == [
+        {
+            "epoch": 0,
+            "lr": 0.00402,
+            "loss": 4.959,
+            "top1": 3.5,
+            "top5": 11.25,
+            "val_top1": 3.594,
+            "val_top5": 13.906,
+            "val_loss": 4.90083,
+            "class_accuracy": 3.22,
+        }
+    ]
+
+
+def results(output: str) -> list[str]:
+    return [match[1] for match in RESULT_LINE.finditer(output)]
+
+
+def test_a_resumed_run_ends_as_an_undisturbed_one(trained):
+    folder, dataset, output = trained
+    flags = quick_flags()
+    again = run("main.py", dataset, "tsm_tiny", "--run", "first", *flags, cwd=folder)
+    assert again.returncode == 1 and "run first exists" in again.stdout and "--resume auto" in again.stdout
+
+    # The second epoch again, from the first's checkpoint, in a run of its own.
+    first = folder / "net_runs" / "first" / "resnet_rgb_epoch_1_checkpoint.pth.tar"
+    resumed = run("main.py", dataset, "tsm_tiny", "--run", "resumed", "--resume", first, *flags, cwd=folder)
+    assert results(resumed.stdout) == results(output)[1:], resumed.stdout
+    files = (folder / "net_runs" / name / "resnet_rgb_epoch_2_checkpoint.pth.tar" for name in ("first", "resumed"))
+    a, b = (torch.load(file, weights_only=True)["state_dict"] for file in files)
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+    finished = run("main.py", dataset, "tsm_tiny", "--run", "first", "--resume", "auto", *flags, cwd=folder)
+    assert finished.returncode == 0 and "2 of 2 epochs done" in finished.stdout and "Epoch:" not in finished.stdout
+    other = run("main.py", dataset, "tsn_tiny", "--run", "first", "--resume", "auto", *flags, cwd=folder)
+    assert other.returncode == 1 and "is a run of tsm_tiny, not of tsn_tiny" in other.stdout
+
+
+def test_views_scores_and_ensembles(trained):
+    folder, dataset, _ = trained
+    weights = f"net_runs/first/{BEST}"
+    command = ["test_models.py", dataset, "--device", "cpu", "--workers", 0]
+    one = run(*command, "--weights", weights, "--scores", "one.npz", cwd=folder)
+    assert one.returncode == 0 and re.search(r"tsm_tiny 4x1x1 @48 .*Top-1 \S+, Top-5 100.00", one.stdout), one.stdout
+    file = np.load(folder / "one.npz")
+    assert file["scores"].dtype == np.float32 and file["scores"].shape == (8, 2)
+    assert file["labels"].tolist() == [0, 1] * 4 and file["paths"].tolist() == [f"val/video {i}" for i in range(8)]
+
+    views = ["--views", "3x2", "--resize", 64, "--crop", 56]
+    many = run(*command, "--weights", weights, *views, "--scores", "many.npz", cwd=folder)
+    assert many.returncode == 0 and "4x3x2 @48 (resize 64, crop 56, spread)" in many.stdout, many.stdout
+    assert not np.allclose(np.load(folder / "many.npz")["scores"], file["scores"])
+
+    pair = ["--weights", f"{weights},{weights}", "--num_segments", "4,8"]
+    both = run(*command, *pair, "--scores", "both.npz", cwd=folder)
+    eight = run(*command, "--weights", weights, "--num_segments", 8, "--scores", "eight.npz", cwd=folder)
+    assert both.returncode == eight.returncode == 0, both.stdout
+    mean = (file["scores"] + np.load(folder / "eight.npz")["scores"]) / 2
+    np.testing.assert_allclose(np.load(folder / "both.npz")["scores"], mean, rtol=1e-5)
+
+
+def test_scores_are_the_model_on_these_frames(trained):
+    """One view by hand: frames, normalisation, model; no part of data/ or engine/."""
+    from PIL import Image
+
+    from models import build_model, load_weights
+
+    folder, dataset, _ = trained
+    weights = folder / "net_runs" / "first" / BEST
+    result = run("test_models.py", dataset, "--weights", weights, "--device", "cpu", "--scores", "s.npz", cwd=folder)
+    assert result.returncode == 0, result.stdout
+    model = build_model("tsm_tiny", 2, 4).eval()
+    load_weights(model, weights)
+    for i, line in enumerate((folder / "val.txt").read_text().splitlines()):
+        path, n, _ = line.rsplit(maxsplit=2)
+        tick = int(n) / 4
+        files = [folder / "frames" / path / f"{int(tick / 2 + tick * x) + 1:05d}.jpg" for x in range(4)]
+        frames = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files]) / 255
+        frames = (frames - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+        with torch.no_grad():
+            logits = model(torch.from_numpy(frames).float().permute(0, 3, 1, 2)[None])
+        np.testing.assert_allclose(np.load(folder / "s.npz")["scores"][i], logits[0], rtol=1e-4, atol=1e-5)
+
+
+def test_processes_share_validation_and_test_exactly(trained):
+    """Seven videos on three processes: every video once, the same scores and the same metric."""
+    folder, dataset, _ = trained
+    lines = (folder / "val.txt").read_text().splitlines()[:7]
+    (folder / "seven.txt").write_text("\n".join(lines))
+    command = ["test_models.py", dataset, "--list", "seven.txt", "--weights", f"net_runs/first/{BEST}"]
+    command += ["--device", "cpu", "--workers", 0, "--batch_size", 1]
+    alone = run(*command, "--scores", "p1.npz", cwd=folder)
+    shared = run(*command, "--scores", "p3.npz", cwd=folder, processes=3)
+    assert alone.returncode == shared.returncode == 0, shared.stdout
+    a, b = np.load(folder / "p1.npz"), np.load(folder / "p3.npz")
+    assert all(np.array_equal(a[key], b[key]) for key in ("scores", "labels", "paths"))
+    assert results(alone.stdout) == results(shared.stdout) and len(results(shared.stdout)) == 1
+
+
+def test_two_processes_train_on_the_same_clips_as_one(tmp_path):
+    """The same global batches (other BN statistics, so other weights): same steps, learning rates and files."""
+    dataset = make_dataset(tmp_path)
+    result = run("main.py", dataset, "rsanet_tiny", "--run", "two", *quick_flags(), cwd=tmp_path, processes=2)
+    assert result.returncode == 0, result.stdout
+    assert "batch: 2 processes x 2 clips = 4" in result.stdout and result.stdout.count("Validation Results") == 2
+    assert len(EPOCH_LINE.findall(result.stdout)) == 4 and (tmp_path / "net_runs" / "two" / BEST).exists()
+    five = quick_flags(global_batch_size=5)
+    odd = run("main.py", dataset, "tsn_tiny", "--run", "odd", *five, cwd=tmp_path, processes=2)
+    assert odd.returncode != 0 and "global_batch_size 5 does not divide by 2 processes" in odd.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("label", r"train.txt:3: label 2 is not below num_classes 2; is this list made for another dataset\?"),
+        ("line", r"train.txt:3: .* is not 'path #frames label'"),
+        ("folder", r"train.txt:3: no folder .*gone"),
+        ("jpeg", r"train.txt:3: .*00001.jpg is not a readable image"),
+    ],
+)
+@pytest.mark.parametrize("program", ["main.py", "test_models.py"])
+def test_dataset_errors_are_one_line(trained, tmp_path, program, change, message):
+    folder, _, _ = trained
+    dataset = make_dataset(tmp_path, per_class=2)
+    lines = (tmp_path / "train.txt").read_text().splitlines()
+    if change == "label":
+        lines[2] = lines[2][:-1] + "2"
+    elif change == "line":
+        lines[2] = "only-a-path"
+    elif change == "folder":
+        lines[2] = "train/gone 24 0"
+    else:  # one frame, so that every rule reads it
+        lines[2] = "train/video 2 1 0"
+        (tmp_path / "frames/train/video 2/00001.jpg").write_bytes(b"\xff\xd8 no jpeg")
+    (tmp_path / "train.txt").write_text("\n".join(lines))
+    if program == "main.py":
+        result = run(program, dataset, "tsn_tiny", "--run", "bad", *quick_flags(workers=1), cwd=tmp_path)
+    else:
+        weights = folder / "net_runs" / "first" / BEST
+        flags = ["--weights", weights, "--list", "train.txt", "--device", "cpu", "--workers", 1]
+        result = run(program, dataset, *flags, cwd=tmp_path)
+    assert result.returncode == 1
+    errors = [line for line in result.stdout.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and re.search(message, errors[0]), result.stdout
+    assert "Traceback" not in result.stdout and result.stdout.rstrip().endswith(errors[0])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--lr", "fast"], "lr is 'fast', not a number"),
+        (["--flip", "mirror"], "flip is 'mirror'; choose from none, skip, swap"),
+        (["--epochs", "0"], "epochs is 0; it must be at least 1"),
+        (["--learning_rate", "1"], "unknown argument '--learning_rate'"),
+        (["--epoch", "1"], "unknown argument '--epoch'; did you mean --epochs"),
+        (["--variant", "fast"], "no variant 'fast'"),
+        (["--global_batch_size", "64"], "8 videos are fewer than one batch of 64; lower --batch_size"),
+        (["--device", "cuda"], "torch sees no GPU"),
+        (["--pretrained", "nowhere.pth"], "nowhere.pth: no such weight file"),
+        (["--resume", "nowhere.pth.tar"], "nowhere.pth.tar: no such weight file"),
+        (["--lr", "1e30"], "the loss is (nan|inf) in epoch"),
+    ],
+)
+def test_settings_errors(trained, tmp_path, flags, message):
+    _, dataset, _ = trained
+    if flags[0] == "--device" and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    result = run("main.py", dataset, "tsn_tiny", "--run", "bad", *quick_flags(), *flags, cwd=tmp_path)
+    assert result.returncode in (1, 2) and re.search(message, result.stdout), result.stdout
+    assert "Traceback" not in result.stdout
+
+
+def test_test_errors(trained, tmp_path):
+    folder, dataset, _ = trained
+    weights = folder / "net_runs" / "first" / BEST
+    bare = tmp_path / "bare.pth"
+    torch.save(torch.load(weights, weights_only=True)["state_dict"], bare)
+    reordered = yaml.safe_load(dataset.read_text())
+    reordered["categories"].reverse()
+    for key in ("root", "train_list", "val_list"):
+        reordered[key] = str(folder / reordered[key])
+    (tmp_path / "reordered.yaml").write_text(yaml.safe_dump(reordered))
+    cases = [
+        (dataset, ["--weights", bare], "does not say which model it holds; name it with --model"),
+        (dataset, ["--weights", bare, "--model", "tsm_tiny"], "give --num_segments"),
+        (dataset, ["--weights", weights, "--model", "tsn_tiny", "--num_segments", 4], "the file holds tsm_tiny"),
+        (dataset, ["--weights", weights, "--views", "2x1"], "views '2x1' must be CROPSxCLIPS"),
+        (dataset, ["--weights", weights, "--crop", 64], "val.txt:1: a crop of 64 does not fit into frames of 48x48"),
+        (dataset, ["--weights", weights, "--num_segments", "4,8"], "give one or as many"),
+        (tmp_path / "reordered.yaml", ["--weights", weights], "other class names or another order of them"),
+    ]
+    for data, flags, message in cases:
+        result = run("test_models.py", data, "--device", "cpu", "--workers", 0, *flags, cwd=tmp_path)
+        assert result.returncode == 1 and message in result.stdout and "Traceback" not in result.stdout, result.stdout

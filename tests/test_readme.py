@@ -1,0 +1,125 @@
+"""Every command that README publishes runs, on toy data; a new command must be given its toy form here."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from toy_run import NAMES, ROOT, make_dataset, quick_flags, run
+
+from models import build_model
+
+LANGUAGES = ("bash", "python")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+
+
+def commands() -> list[str]:
+    text = "\n".join(blocks("bash")).replace("\\\n", " ")
+    lines = [re.sub(r"\s+", " ", line.split(" #")[0]).strip() for line in text.splitlines()]
+    return [line for line in lines if line]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A checkout with data of its own: the 'something' sets are 174 classes of which the videos hold two."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("ops", "models", "engine", "data", "scripts", "figs", "logs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("toy_something", "__pycache__"))
+    for name in ("main.py", "test_models.py"):
+        shutil.copy(ROOT / name, folder)
+    dataset = make_dataset(folder / "mine")
+    make_dataset(folder / "data" / "toy_something", per_class=2)
+    for name, template in (("something_v1", "{:05d}.jpg"), ("something_v2", "{:06d}.jpg")):
+        target = folder / "data" / name
+        shutil.copytree(dataset.parent / "frames", target / "frames")
+        for split in ("train", "val"):
+            shutil.copy(dataset.parent / f"{split}.txt", target / f"{split}_videofolder.txt")
+        for frame in list(target.rglob("*.jpg")):
+            frame.rename(frame.with_name(template.format(int(frame.stem))))
+    config = yaml.safe_load(dataset.read_text())
+    config |= {key: f"mine/{config[key]}" for key in ("root", "train_list", "val_list")}
+    (folder / "my_set.yaml").write_text(yaml.safe_dump(config))
+    for name, model in (("sda_tsm.pth.tar", "sda_tsm_r50"), ("resnet_rgb_model_best.pth.tar", "rsanet_r50")):
+        (folder / "net_runs" / "released").mkdir(parents=True, exist_ok=True)
+        state = {f"module.{key}": value for key, value in build_model(model, 174, 8).state_dict().items()}
+        torch.save({"state_dict": state}, folder / "net_runs" / "released" / name)
+    return folder
+
+
+# A training with the published flags and these added is one of seconds.
+SHORT = " ".join(quick_flags(epochs=1)) + " --pretrained none"
+SMALL = f"{SHORT} --num_segments 8 --train_resize none --val_resize 48 --val_crop 48 --input_size 48"
+FEW = "--device cpu --workers 0 --input 64"
+
+
+def toy_form(command: str) -> str | None:
+    """The command as the test runs it, or None if another test or CI itself runs it as it stands."""
+    if command in ("./scripts/quickstart.sh", "./scripts/run_tests.sh"):
+        return None  # run_tests.sh runs this test; quickstart has a test of its own below
+    if command.startswith(("./scripts/train_", "python main.py", "MODEL=", "torchrun", "python -m torch")):
+        return f"{command} {SMALL}"
+    if command.startswith(("./scripts/test_", "python test_models.py")):
+        return f"{command} {FEW}"
+    if command.startswith(("python -m models.costs", "python -m scripts.", "python -m figs.")):
+        return command
+    raise AssertionError(f"README publishes a command without a toy form: {command}")
+
+
+@pytest.mark.parametrize("command", commands())
+def test_published_command(workplace, command):
+    command = toy_form(command)
+    if command is None:
+        return
+    path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(
+        ["bash", "-c", command], cwd=workplace, env=environment, text=True, capture_output=True, timeout=400
+    )
+    assert result.returncode == 0, f"{command}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}"
+
+
+def test_published_python(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    for code in blocks("python"):
+        exec(compile(code, "README.md", "exec"), {})
+
+
+def test_quickstart(workplace):
+    """The script on four videos and short recipes, set-up left out: it trains, tests, prints, and then skips."""
+    for model in ("rsanet_tiny", "tsn_tiny"):
+        recipe = workplace / "models" / "recipes" / f"{model}.yaml"
+        content = yaml.safe_load(recipe.read_text())
+        recipe.write_text(yaml.safe_dump(content | {"epochs": 1, "global_batch_size": 4, "workers": 0}))
+    config = workplace / "data" / "toy_something.yaml"
+    values = yaml.safe_load(config.read_text()) | {"num_classes": 2, "categories": NAMES}
+    config.write_text(yaml.safe_dump(values))
+    (workplace / "scripts" / "setup.sh").write_text("setup() { :; }\n")
+    (workplace / ".venv" / "bin").mkdir(parents=True)
+    (workplace / ".venv" / "bin" / "python").symlink_to(sys.executable)
+
+    def quickstart():
+        environment = os.environ | {"PYTHONWARNINGS": "ignore", "PYTHONPATH": ":".join(sys.path[1:])}
+        command = ["bash", str(workplace / "scripts" / "quickstart.sh")]
+        return subprocess.run(command, env=environment, text=True, capture_output=True, timeout=300)
+
+    first = quickstart()
+    assert first.returncode == 0, first.stdout[-2000:] + first.stderr[-2000:]
+    table = first.stdout[first.stdout.index("scores ") :]
+    assert re.search(r"quickstart_rsanet_tiny/scores +4 +\d+\.\d\d +100.00", table) and "logs/quickstart_" in table
+    assert np.load(workplace / "net_runs/quickstart_tsn_tiny/scores.npz")["scores"].shape == (4, 2)
+    second = quickstart()
+    assert second.returncode == 0 and "Epoch:" not in second.stdout and "Epoch:" in first.stdout
+    assert second.stdout.strip() == table.strip()
+
+
+def test_help_names_every_recipe_key():
+    result = run("main.py", "--help", cwd=ROOT)
+    assert result.returncode == 0 and "--stochastic_depth" in result.stdout and "--resume" in result.stdout

@@ -1,0 +1,132 @@
+"""load_weights: every layout that users have, and what it refuses."""
+
+import pickle
+import re
+
+import pytest
+import torch
+from test_models_golden import released_state
+from torchvision.models import ResNet50_Weights, resnet50
+
+from models import WeightsError, build_model, load_weights
+from models.weights import released_model
+from ops import RSA
+
+
+def same(model, other):
+    return all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_own_files(tmp_path):
+    first, second = build_model("rsanet_tiny", 5, 4), build_model("rsanet_tiny", 5, 4)
+    assert not same(first, second)
+    file = tmp_path / "own.pth.tar"
+    torch.save({"state_dict": first.state_dict(), "epoch": 3, "arch": "rsanet_tiny", "best_prec1": 1.0}, file)
+    report = load_weights(second, file)
+    assert same(first, second) and report.layout == "own" and not report.missing
+    assert str(report).count("\n") == 2 and str(file) in str(report)
+    assert load_weights(second, str(file)).loaded and load_weights(second, first.state_dict()).loaded
+
+
+def test_tsm_layout():
+    tsm = build_model("tsm_r50", 174, 8)
+    in_block = re.compile(r"(layer\d\.\d\.conv1)\.")
+    released = {"module." + in_block.sub(r"\1.net.", key): value for key, value in tsm.state_dict().items()}
+    assert "module.base_model.layer1.0.conv1.net.weight" in released and "module.base_model.conv1.weight" in released
+    other = build_model("tsm_r50", 174, 16)
+    assert load_weights(other, {"state_dict": released}).layout == "TSM" and same(tsm, other)
+    assert released_model(released) == "tsm_r50"
+    with pytest.raises(WeightsError, match="holds a network with temporal shift, the model has none"):
+        load_weights(build_model("tsn_r50", 174, 8), released)
+
+
+def test_rsa_and_sda_layouts():
+    """The names are tested in test_models_golden; here what stands beside them."""
+    rsa = released_state("rsanet_r50")
+    assert released_model({"state_dict": rsa}) == "rsanet_r50"
+    without_dropout = {k.replace("new_fc", "base_model.fc1"): v for k, v in rsa.items()}
+    model = build_model("rsanet_r50", 174, 8)
+    assert load_weights(model, without_dropout).layout == "RSA"
+    sda = released_state("sda_tsn_r50")
+    stray = {f"{k.rsplit('.', 1)[0]}.{name}": torch.zeros(1) for k in sda for name in ("total_ops", "total_params")}
+    report = load_weights(build_model("sda_tsn_r50", 174, 8), sda | stray)
+    assert report.layout == "SDA" and not report.unexpected and released_model(sda) is None
+
+
+def test_imagenet(tmp_path, monkeypatch):
+    imagenet = resnet50()
+    file = tmp_path / "resnet50.pth"
+    torch.save(imagenet.state_dict(), file)
+    torch.manual_seed(0)
+    fresh = build_model("rsanet_r50", 174, 8)
+    torch.manual_seed(0)
+    model = build_model("rsanet_r50", 174, 8, pretrained=str(file))
+    for stage, index, block in model.blocks():
+        start = list(fresh.blocks())[[(s, i) for s, i, _ in fresh.blocks()].index((stage, index))][2]
+        if isinstance(block.conv2, RSA):  # the whole bottleneck keeps its initialisation, zero gamma included
+            assert same(block, start) and not block.bn3.weight.any()
+        else:
+            source = getattr(imagenet, f"layer{stage + 1}")[index]
+            assert torch.equal(block.conv2.weight, source.conv2.weight) and torch.equal(block.bn3.bias, source.bn3.bias)
+    assert torch.equal(model.base_model.conv1.weight, imagenet.conv1.weight)
+    assert torch.equal(model.new_fc.weight, fresh.new_fc.weight)
+
+    report = load_weights(build_model("sda_tsm_r50", 174, 8), file)
+    assert report.layout == "imagenet" and all(".sda." in k or k.startswith("new_fc") for k in report.missing)
+
+    calls = []
+    monkeypatch.setattr(ResNet50_Weights, "get_state_dict", lambda *_, **kw: calls.append(kw) or imagenet.state_dict())
+    assert build_model("tsn_r50", 174, 8, pretrained="imagenet") is not None
+    assert calls == [{"progress": False, "check_hash": True}]
+
+    def offline(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(ResNet50_Weights, "get_state_dict", offline)
+    with pytest.raises(WeightsError, match="cannot fetch the ImageNet ResNet-50 .no route to host"):
+        build_model("tsn_r50", 174, 8, pretrained="imagenet")
+    build_model("tsn_r50", 174, 8)  # without pretrained nothing is fetched
+    with pytest.raises(WeightsError, match="other shapes|not in the model"):
+        build_model("tsn_tiny", 12, 8, pretrained=str(file))
+
+
+def test_what_does_not_fit_is_named():
+    state = build_model("tsn_tiny", 5, 8).state_dict()
+    with pytest.raises(WeightsError, match="new_fc.weight .5, 256. for .7, 256.*another number of classes"):
+        load_weights(build_model("tsn_tiny", 7, 8), state)
+    with pytest.raises(WeightsError, match="missing: base_model.layer1.0.sda.channel_down.weight"):
+        load_weights(build_model("sda_tsn_tiny", 5, 8), state)
+    with pytest.raises(WeightsError, match="not in the model: extra"):
+        load_weights(build_model("tsn_tiny", 5, 8), state | {"extra": torch.zeros(1)})
+    with pytest.raises(WeightsError, match="none of its tensors fits"):
+        load_weights(build_model("tsn_tiny", 5, 8), {"a.weight": torch.zeros(1)})
+    with pytest.raises(WeightsError, match="holds no state dict"):
+        load_weights(build_model("tsn_tiny", 5, 8), {"epoch": 1})
+    with pytest.raises(WeightsError, match="the file holds tsn_tiny, the model is tsm_tiny"):
+        load_weights(build_model("tsm_tiny", 5, 8), {"state_dict": state, "arch": "tsn_tiny"})
+    model = build_model("tsn_tiny", 7, 8)
+    report = load_weights(model, state | {"extra": torch.zeros(1)}, strict=False)
+    assert report.unexpected == ["extra"] and len(report.mismatched) == 2 and len(report.missing) == 2
+    assert torch.equal(model.base_model.conv1.weight, state["base_model.conv1.weight"])
+
+
+def test_old_files_without_the_batch_counter():
+    state = {k: v for k, v in build_model("tsn_tiny", 5, 8).state_dict().items() if "num_batches_tracked" not in k}
+    assert not load_weights(build_model("tsn_tiny", 5, 8), state).missing
+
+
+class Payload:
+    def __reduce__(self):
+        return print, ("executed",)
+
+
+def test_files_are_not_executed(tmp_path, capsys):
+    file = tmp_path / "evil.pth"
+    file.write_bytes(pickle.dumps(Payload()))
+    torch.save({"state_dict": Payload()}, tmp_path / "evil2.pth")
+    for path in (file, tmp_path / "evil2.pth"):
+        with pytest.raises(WeightsError, match="not a weight file that can be read safely"):
+            load_weights(build_model("tsn_tiny", 5, 8), path)
+    assert "executed" not in capsys.readouterr().out
+    with pytest.raises(WeightsError, match="no such weight file"):
+        load_weights(build_model("tsn_tiny", 5, 8), tmp_path / "none.pth")

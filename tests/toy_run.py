@@ -1,0 +1,58 @@
+"""A small dataset in a temporary folder, and main.py and test_models.py run on it as a user would."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from data import toy
+
+ROOT = Path(__file__).parents[1]
+NAMES = ["Moving something from left to right", "Moving something from right to left"]
+
+
+def make_dataset(folder: Path, per_class: int = 4, names: list[str] = NAMES) -> Path:
+    """Frame folders, lists and a dataset YAML of the toy classes ``names``; returns the YAML."""
+    for split in ("train", "val"):
+        lines = []
+        for i in range(per_class * len(names)):
+            label = i % len(names)
+            frames = toy.draw_video(names[label], np.random.default_rng((split == "val", i)))
+            target = folder / "frames" / split / f"video {i}"
+            target.mkdir(parents=True)
+            for number, frame in enumerate(frames, start=1):
+                frame.save(target / f"{number:05d}.jpg")
+            lines.append(f"{split}/video {i} {len(frames)} {label}\n")
+        (folder / f"{split}.txt").write_text("".join(lines))
+    config = {"name": "small", "num_classes": len(names), "root": "frames", "train_list": "train.txt"}
+    config |= {"val_list": "val.txt", "image_tmpl": "{:05d}.jpg", "categories": names}
+    file = folder / "small.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return file
+
+
+def run(*command: object, cwd: Path, processes: int = 1) -> subprocess.CompletedProcess:
+    """A program of the repository's root in ``cwd``, under torchrun if ``processes`` > 1; output in one stream."""
+    words = [str(word) for word in command]
+    launcher = [sys.executable, "-W", "ignore"]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [*launcher, str(ROOT / words[0]), *words[1:]],
+        cwd=cwd,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=300,
+    )
+
+
+def quick_flags(**changes: object) -> list[str]:
+    """Recipe flags for a run of seconds."""
+    flags = {"epochs": 2, "global_batch_size": 4, "workers": 0, "num_segments": 4, "device": "cpu"} | changes
+    return [word for key, value in flags.items() for word in (f"--{key}", str(value))]
