@@ -80,6 +80,7 @@ def main(args: argparse.Namespace) -> None:
 
         done, is_best, tested = epoch + 1, False, {}
         if done % recipe.eval_every == 0 or done > recipe.epochs - max(1, recipe.eval_last):
+            distributed.share_buffers(model)
             loading = {"batch_size": per_process, "workers": recipe.workers, "print_every": recipe.print_every}
             _, tested = evaluate(model, val_set, device, **loading, label_smoothing=recipe.label_smoothing)
             is_best, best = tested["top1"] > best, max(tested["top1"], best)

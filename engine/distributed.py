@@ -62,6 +62,13 @@ def all_sum(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def share_buffers(model: torch.nn.Module) -> None:
+    """Give every process the first one's BN statistics, which its checkpoint holds; in training each keeps its own."""
+    if dist.is_initialized():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
+
 def gather_objects(value: object) -> list:
     """One value a process, in rank order, on all of them."""
     if not dist.is_initialized():

@@ -5,7 +5,8 @@ launch() {
     [ -x .venv/bin/python ] && python=.venv/bin/python
     gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
     if [ "$gpus" -gt 1 ]; then
-        exec "$python" -m torch.distributed.run --standalone --nproc_per_node "$gpus" "$@"
+        # "--": up to Python 3.11 torchrun takes the program's --run for an abbreviation of its own --run-path.
+        exec "$python" -m torch.distributed.run --standalone --nproc_per_node "$gpus" -- "$@"
     fi
     exec "$python" "$@"
 }

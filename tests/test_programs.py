@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from toy_run import make_dataset, quick_flags, run
+from toy_run import make_dataset, quick_flags, run, run_inside
 
 from engine.log import read_log
 
@@ -104,7 +104,7 @@ def results(output: str) -> list[str]:
 def test_a_resumed_run_ends_as_an_undisturbed_one(trained):
     folder, dataset, output = trained
     flags = quick_flags()
-    again = run("main.py", dataset, "tsm_tiny", "--run", "first", *flags, cwd=folder)
+    again = run_inside("main.py", dataset, "tsm_tiny", "--run", "first", *flags, cwd=folder)
     assert again.returncode == 1 and "run first exists" in again.stdout and "--resume auto" in again.stdout
 
     # The second epoch again, from the first's checkpoint, in a run of its own.
@@ -115,9 +115,9 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(trained):
     a, b = (torch.load(file, weights_only=True)["state_dict"] for file in files)
     assert all(torch.equal(a[key], b[key]) for key in a)
 
-    finished = run("main.py", dataset, "tsm_tiny", "--run", "first", "--resume", "auto", *flags, cwd=folder)
+    finished = run_inside("main.py", dataset, "tsm_tiny", "--run", "first", "--resume", "auto", *flags, cwd=folder)
     assert finished.returncode == 0 and "2 of 2 epochs done" in finished.stdout and "Epoch:" not in finished.stdout
-    other = run("main.py", dataset, "tsn_tiny", "--run", "first", "--resume", "auto", *flags, cwd=folder)
+    other = run_inside("main.py", dataset, "tsn_tiny", "--run", "first", "--resume", "auto", *flags, cwd=folder)
     assert other.returncode == 1 and "is a run of tsm_tiny, not of tsn_tiny" in other.stdout
 
 
@@ -125,20 +125,20 @@ def test_views_scores_and_ensembles(trained):
     folder, dataset, _ = trained
     weights = f"net_runs/first/{BEST}"
     command = ["test_models.py", dataset, "--device", "cpu", "--workers", 0]
-    one = run(*command, "--weights", weights, "--scores", "one.npz", cwd=folder)
+    one = run_inside(*command, "--weights", weights, "--scores", "one.npz", cwd=folder)
     assert one.returncode == 0 and re.search(r"tsm_tiny 4x1x1 @48 .*Top-1 \S+, Top-5 100.00", one.stdout), one.stdout
     file = np.load(folder / "one.npz")
     assert file["scores"].dtype == np.float32 and file["scores"].shape == (8, 2)
     assert file["labels"].tolist() == [0, 1] * 4 and file["paths"].tolist() == [f"val/video {i}" for i in range(8)]
 
     views = ["--views", "3x2", "--resize", 64, "--crop", 56]
-    many = run(*command, "--weights", weights, *views, "--scores", "many.npz", cwd=folder)
+    many = run_inside(*command, "--weights", weights, *views, "--scores", "many.npz", cwd=folder)
     assert many.returncode == 0 and "4x3x2 @48 (resize 64, crop 56, spread)" in many.stdout, many.stdout
     assert not np.allclose(np.load(folder / "many.npz")["scores"], file["scores"])
 
     pair = ["--weights", f"{weights},{weights}", "--num_segments", "4,8"]
-    both = run(*command, *pair, "--scores", "both.npz", cwd=folder)
-    eight = run(*command, "--weights", weights, "--num_segments", 8, "--scores", "eight.npz", cwd=folder)
+    both = run_inside(*command, *pair, "--scores", "both.npz", cwd=folder)
+    eight = run_inside(*command, "--weights", weights, "--num_segments", 8, "--scores", "eight.npz", cwd=folder)
     assert both.returncode == eight.returncode == 0, both.stdout
     mean = (file["scores"] + np.load(folder / "eight.npz")["scores"]) / 2
     np.testing.assert_allclose(np.load(folder / "both.npz")["scores"], mean, rtol=1e-5)
@@ -152,7 +152,8 @@ def test_scores_are_the_model_on_these_frames(trained):
 
     folder, dataset, _ = trained
     weights = folder / "net_runs" / "first" / BEST
-    result = run("test_models.py", dataset, "--weights", weights, "--device", "cpu", "--scores", "s.npz", cwd=folder)
+    flags = ["--weights", weights, "--device", "cpu", "--scores", "s.npz"]
+    result = run_inside("test_models.py", dataset, *flags, cwd=folder)
     assert result.returncode == 0, result.stdout
     model = build_model("tsm_tiny", 2, 4).eval()
     load_weights(model, weights)
@@ -182,13 +183,16 @@ def test_processes_share_validation_and_test_exactly(trained):
     assert results(alone.stdout) == results(shared.stdout) and len(results(shared.stdout)) == 1
 
 
-def test_two_processes_train_on_the_same_clips_as_one(tmp_path):
-    """The same global batches (other BN statistics, so other weights): same steps, learning rates and files."""
+def test_two_processes_train_and_validate_the_model_that_they_save(tmp_path):
     dataset = make_dataset(tmp_path)
     result = run("main.py", dataset, "rsanet_tiny", "--run", "two", *quick_flags(), cwd=tmp_path, processes=2)
     assert result.returncode == 0, result.stdout
     assert "batch: 2 processes x 2 clips = 4" in result.stdout and result.stdout.count("Validation Results") == 2
     assert len(EPOCH_LINE.findall(result.stdout)) == 4 and (tmp_path / "net_runs" / "two" / BEST).exists()
+    last = "net_runs/two/resnet_rgb_epoch_2_checkpoint.pth.tar"
+    flags = ["--weights", last, "--device", "cpu", "--workers", 0, "--batch_size", 2]
+    alone = run_inside("test_models.py", dataset, *flags, cwd=tmp_path)
+    assert results(alone.stdout)[-1] == results(result.stdout)[-1], alone.stdout
     five = quick_flags(global_batch_size=5)
     odd = run("main.py", dataset, "tsn_tiny", "--run", "odd", *five, cwd=tmp_path, processes=2)
     assert odd.returncode != 0 and "global_batch_size 5 does not divide by 2 processes" in odd.stdout
@@ -219,11 +223,11 @@ def test_dataset_errors_are_one_line(trained, tmp_path, program, change, message
         (tmp_path / "frames/train/video 2/00001.jpg").write_bytes(b"\xff\xd8 no jpeg")
     (tmp_path / "train.txt").write_text("\n".join(lines))
     if program == "main.py":
-        result = run(program, dataset, "tsn_tiny", "--run", "bad", *quick_flags(workers=1), cwd=tmp_path)
+        result = run_inside(program, dataset, "tsn_tiny", "--run", "bad", *quick_flags(workers=1), cwd=tmp_path)
     else:
         weights = folder / "net_runs" / "first" / BEST
         flags = ["--weights", weights, "--list", "train.txt", "--device", "cpu", "--workers", 1]
-        result = run(program, dataset, *flags, cwd=tmp_path)
+        result = run_inside(program, dataset, *flags, cwd=tmp_path)
     assert result.returncode == 1
     errors = [line for line in result.stdout.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and re.search(message, errors[0]), result.stdout
@@ -250,7 +254,7 @@ def test_settings_errors(trained, tmp_path, flags, message):
     _, dataset, _ = trained
     if flags[0] == "--device" and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    result = run("main.py", dataset, "tsn_tiny", "--run", "bad", *quick_flags(), *flags, cwd=tmp_path)
+    result = run_inside("main.py", dataset, "tsn_tiny", "--run", "bad", *quick_flags(), *flags, cwd=tmp_path)
     assert result.returncode in (1, 2) and re.search(message, result.stdout), result.stdout
     assert "Traceback" not in result.stdout
 
@@ -275,5 +279,5 @@ def test_test_errors(trained, tmp_path):
         (tmp_path / "reordered.yaml", ["--weights", weights], "other class names or another order of them"),
     ]
     for data, flags, message in cases:
-        result = run("test_models.py", data, "--device", "cpu", "--workers", 0, *flags, cwd=tmp_path)
+        result = run_inside("test_models.py", data, "--device", "cpu", "--workers", 0, *flags, cwd=tmp_path)
         assert result.returncode == 1 and message in result.stdout and "Traceback" not in result.stdout, result.stdout

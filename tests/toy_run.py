@@ -1,8 +1,11 @@
 """A small dataset in a temporary folder, and main.py and test_models.py run on it as a user would."""
 
+import io
 import os
+import runpy
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +42,7 @@ def run(*command: object, cwd: Path, processes: int = 1) -> subprocess.Completed
     words = [str(word) for word in command]
     launcher = [sys.executable, "-W", "ignore"]
     if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "--"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [*launcher, str(ROOT / words[0]), *words[1:]],
@@ -50,6 +53,26 @@ def run(*command: object, cwd: Path, processes: int = 1) -> subprocess.Completed
         stderr=subprocess.STDOUT,
         timeout=300,
     )
+
+
+def run_inside(*command: object, cwd: Path) -> subprocess.CompletedProcess:
+    """The same in this process: seconds less, for what does not need a process of its own."""
+    words, output, former = [str(word) for word in command], io.StringIO(), (sys.argv, os.getcwd())
+    code: object = 0
+    try:
+        sys.argv = [words[0], *words[1:]]
+        os.chdir(cwd)
+        with redirect_stdout(output), redirect_stderr(output):
+            runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+    except SystemExit as stop:
+        code = stop.code or 0
+    finally:
+        sys.argv = former[0]
+        os.chdir(former[1])
+    if isinstance(code, str):  # what the interpreter does with sys.exit("message")
+        output.write(code + "\n")
+        code = 1
+    return subprocess.CompletedProcess(words, code, output.getvalue())
 
 
 def quick_flags(**changes: object) -> list[str]:
