@@ -107,7 +107,7 @@ class _Scene:
         elif motion == "appear":
             self._shape(pen, x, y, self.radius * 1.2, opacity=s)
         elif motion == "turn":
-            self._pointer(pen, x, y, self.radius * 1.8, self.angle + self.turn * s)
+            self._club(pen, 0.5 + (x - 0.5) / 2, 0.5 + (y - 0.5) / 2, self.reach, self.angle + self.turn * s)
         elif motion == "apart":
             gap = 0.1 + self.reach * s
             dx, dy = gap * cos(self.angle), gap * sin(self.angle)
@@ -121,12 +121,12 @@ class _Scene:
         angles = [self.angle + 2 * pi * k / n for k in range(n)]
         self._polygon(pen, [(x + radius * cos(a), y + radius * sin(a)) for a in angles], colour)
 
-    def _pointer(self, pen, x, y, length, angle):
-        """A drop with one sharp end, so that its direction can be seen; y grows downwards, so angles grow clockwise."""
-        tip = (x + length * cos(angle), y + length * sin(angle))
-        around = [angle + pi / 2 + pi * k / 8 for k in range(9)]
-        back = [(x + length * 0.4 * cos(a), y + length * 0.4 * sin(a)) for a in around]
-        self._polygon(pen, [tip, *back], self.colours[0])
+    def _club(self, pen, x, y, length, angle):
+        """A club that turns about its thin end (x, y); y grows downwards, so angles grow clockwise."""
+        head = (x + length * cos(angle), y + length * sin(angle))
+        around = [angle - pi / 2 + pi * k / 8 for k in range(9)]
+        outer = [(head[0] + length * 0.4 * cos(a), head[1] + length * 0.4 * sin(a)) for a in around]
+        self._polygon(pen, [(x, y), *outer], self.colours[0])
 
     @staticmethod
     def _polygon(pen, points, colour):

@@ -308,7 +308,7 @@ def test_toy_motions_go_where_their_names_say():
     areas = path("Moving something closer to the camera")[:, 2]
     assert areas[-1] > 4 * areas[0]
     assert path("Something appearing")[0, 2] == 0 < path("Something appearing")[-1, 2]
-    # On screens y points down, so a clockwise turn raises atan2(y, x) of the tip seen from the object's centre.
+    # On screens y points down, so a clockwise turn raises atan2(y, x) of the far end seen from the object's centre.
     angles = []
     for frame in toy.draw_video("Turning something clockwise", np.random.default_rng(11)):
         pixels = np.asarray(frame, float)
