@@ -22,6 +22,7 @@ from engine.optim import build_sgd, parameter_groups, set_learning_rate
 from engine.schedule import learning_rate
 from engine.train import train_one_epoch
 from models import WeightsError, build_model, list_models, load_weights
+from models.weights import load_imagenet
 
 
 def parse_args() -> argparse.Namespace:
@@ -118,16 +119,18 @@ def make_model(
     name: str, num_classes: int, recipe: Recipe, device: torch.device, from_imagenet: bool
 ) -> tuple[torch.nn.Module, torch.optim.SGD]:
     torch.manual_seed(recipe.seed)
-    model = build_model(
-        name,
-        num_classes,
-        recipe.num_segments,
-        pretrained=recipe.pretrained if from_imagenet else None,
-        dropout=recipe.dropout,
-        stochastic_depth=recipe.stochastic_depth,
-        partial_bn=recipe.partial_bn,
+    options = {
+        "dropout": recipe.dropout,
+        "stochastic_depth": recipe.stochastic_depth,
+        "partial_bn": recipe.partial_bn,
         **recipe.model_options,
-    )
+    }
+    try:
+        model = build_model(name, num_classes, recipe.num_segments, **options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name} cannot be built with {options}: {error}") from None
+    if recipe.pretrained and from_imagenet:
+        log.info(str(load_imagenet(model, recipe.pretrained)))
     model = model.to(device).train()  # partial BN freezes in train(), before the groups are made
     groups = parameter_groups(model, recipe.fc_lr_mult, recipe.fc_bias_lr_mult, recipe.sda_lr_mult)
     for group in groups:
@@ -191,7 +194,7 @@ def make_data(dataset: DatasetConfig, recipe: Recipe, device: torch.device) -> t
 if __name__ == "__main__":
     try:
         main(parse_args())
-    except (ConfigError, DataError, WeightsError) as error:
+    except (ConfigError, DataError, WeightsError, OSError) as error:
         sys.exit(f"error: {error}")
     finally:
         distributed.shutdown()

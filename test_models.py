@@ -152,7 +152,7 @@ def write_scores(path: Path, scores: np.ndarray, labels: np.ndarray, paths: list
 if __name__ == "__main__":
     try:
         main(parse_args())
-    except (ConfigError, DataError, WeightsError) as error:
+    except (ConfigError, DataError, WeightsError, OSError) as error:
         sys.exit(f"error: {error}")
     finally:
         distributed.shutdown()

@@ -49,16 +49,23 @@ def load_dataset_config(dataset: str, **overrides: str | None) -> DatasetConfig:
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(list_datasets())}, or a path to a .yaml file"
         raise DataError(f"no dataset {dataset!r}; {hint}")
     values = _read(path)
+    folder = _as_seen_from_here(path.parent)
     for key in PATHS:
-        values[key] = str(path.parent / values[key])
+        values[key] = str(folder / values[key])
     if isinstance(values.get("categories"), str):
-        values["categories"] = path.parent / values["categories"]
+        values["categories"] = folder / values["categories"]
     config = DatasetConfig(**values | {"categories": read_categories(values.get("categories"), values["num_classes"])})
     config = replace(config, **{key: value for key, value in overrides.items() if value is not None})
     _check_template(config.image_tmpl, path)
     if config.name == toy.NAME and not overrides.get("root"):
         toy.draw_once(FOLDER / toy.NAME, config.categories)
     return config
+
+
+def _as_seen_from_here(folder: Path) -> Path:
+    """Relative to the working folder where it lies in it, for messages and logs that can be read anywhere."""
+    folder, here = folder.resolve(), Path.cwd()
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
 
 def _read(path: Path) -> dict:

@@ -39,7 +39,7 @@ class Recipe:
     schedule: str
     warmup_epochs: int
     min_lr_ratio: float
-    lr_steps: list
+    lr_steps: list[int]
     lr_decay: float
     lr_multipliers: bool
     fc_lr_mult: float
@@ -110,7 +110,10 @@ def coerce(key: str, value: object) -> object:
     optional = isinstance(declared, types.UnionType)
     kind = typing.get_args(declared)[0] if optional else declared
     if isinstance(value, str) and kind is not str:
-        value = yaml.safe_load(value)
+        try:
+            value = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"{key} is {value!r}, which cannot be read as a {kind.__name__}") from None
     if optional and value in (None, "none", "null", ""):
         return None
     if kind is Size:
@@ -120,6 +123,10 @@ def coerce(key: str, value: object) -> object:
             value = float(value)
         except ValueError:
             raise ConfigError(f"{key} is {value!r}, not a number") from None
+    if kind == list[int]:
+        if not isinstance(value, list) or any(type(item) is not int for item in value):
+            raise ConfigError(f"{key} is {value!r}, not a list of whole numbers such as [20, 40]")
+        return value
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
         raise ConfigError(f"{key} is {value!r}, not a {kind.__name__}")
     if key in CHOICES and value not in CHOICES[key]:

@@ -119,7 +119,7 @@ def load_imagenet(model: VideoResNet, source: str) -> LoadReport:
         raise WeightsError(
             f"cannot fetch the ImageNet ResNet-50 ({error}); give the path of a downloaded file as pretrained, or none"
         ) from error
-    return load_weights(model, state)
+    return load_weights(model, state, name="torchvision's ImageNet ResNet-50")
 
 
 def _state_dict(checkpoint: dict, name: str) -> dict[str, Tensor]:

@@ -255,7 +255,7 @@ def test_unreadable_videos_are_errors_in_one_line(videos, how, message, workers)
     assert "\n" not in str(error.value)
 
 
-def test_dataset_files(tmp_path):
+def test_dataset_files(tmp_path, monkeypatch):
     assert {"something_v1", "something_v2", "toy_something"} <= set(list_datasets())
     file = tmp_path / "own.yaml"
     lines = "name: own\nnum_classes: 2\nroot: frames\ntrain_list: t.txt\nval_list: /v.txt\nimage_tmpl: '{:05d}.jpg'\n"
@@ -263,6 +263,8 @@ def test_dataset_files(tmp_path):
     config = load_dataset_config(str(file))
     assert config.root == str(tmp_path / "frames") and config.val_list == "/v.txt" and config.mirror_pairs == {}
     assert load_dataset_config(str(file), root="elsewhere").root == "elsewhere"
+    monkeypatch.chdir(tmp_path)
+    assert load_dataset_config("own.yaml").root == "frames"  # as seen from the working folder
     for text, message in [
         (lines + "image_tmp: x\n", "unknown key 'image_tmp'; did you mean image_tmpl"),
         (lines.replace("num_classes: 2\n", ""), "lacks the key 'num_classes'"),
