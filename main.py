@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import platform
-import sys
 from pathlib import Path
 
 import torch
@@ -18,10 +17,11 @@ from data.labels import describe_flip
 from engine import checkpoint, config, distributed, log
 from engine.config import ConfigError, Recipe
 from engine.evaluate import evaluate
+from engine.network import build_from_recipe
 from engine.optim import build_sgd, parameter_groups, set_learning_rate
 from engine.schedule import learning_rate
 from engine.train import train_one_epoch
-from models import WeightsError, build_model, list_models, load_weights
+from models import WeightsError, list_models, load_weights
 from models.weights import load_imagenet
 
 
@@ -47,6 +47,7 @@ def main(args: argparse.Namespace) -> None:
         dataset = load_dataset_config(args.dataset, **overrides)
         recipe = config.load_recipe(args.model, dataset.name, args.variant, **config.given_recipe_flags(args))
         resume = find_checkpoint(args.resume, folder)
+        state = checkpoint.read_for_resume(resume, args.model) if resume else None
         train_loader, val_set = make_data(dataset, recipe, device)
         if distributed.is_main():
             folder.mkdir(parents=True, exist_ok=True)
@@ -59,14 +60,15 @@ def main(args: argparse.Namespace) -> None:
     world, per_process = distributed.world_size(), train_loader.batch_size
     log.info(f"batch: {world} processes x {per_process} clips = {world * per_process}, lr {recipe.lr}")
 
-    model, optimizer = make_model(args.model, dataset.num_classes, recipe, device, from_imagenet=resume is None)
-    start, best = 0, 0.0
-    if resume:
-        state = checkpoint.read_for_resume(resume, args.model)
+    model, optimizer = make_model(args.model, dataset.num_classes, recipe, device, from_imagenet=not resume)
+    start, best = 0, -1.0  # so that a first validation of 0 % is a best one too
+    if state:
         load_weights(model, state, name=str(resume))
-        optimizer.load_state_dict(state["optimizer"])
+        checkpoint.restore_optimizer(optimizer, state, resume)
         start, best = state["epoch"], state["best_prec1"]
         log.info(f"resumed from {resume}: {start} of {recipe.epochs} epochs done, best Prec@1 {best:.3f}")
+        for change in checkpoint.changes(state, config.to_plain(recipe)):
+            log.info(f"changed since that checkpoint: {change}")
     net = DistributedDataParallel(model, [device.index] if device.type == "cuda" else None) if world > 1 else model
     board = SummaryWriter(str(folder / "tensorboard")) if distributed.is_main() else None
 
@@ -119,32 +121,29 @@ def make_model(
     name: str, num_classes: int, recipe: Recipe, device: torch.device, from_imagenet: bool
 ) -> tuple[torch.nn.Module, torch.optim.SGD]:
     torch.manual_seed(recipe.seed)
-    options = {
-        "dropout": recipe.dropout,
-        "stochastic_depth": recipe.stochastic_depth,
-        "partial_bn": recipe.partial_bn,
-        **recipe.model_options,
-    }
-    try:
-        model = build_model(name, num_classes, recipe.num_segments, **options)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{name} cannot be built with {options}: {error}") from None
+    model = build_from_recipe(name, num_classes, recipe)
     if recipe.pretrained and from_imagenet:
-        log.info(str(load_imagenet(model, recipe.pretrained)))
+        with distributed.main_process_first():  # it alone fetches the file
+            log.info(str(load_imagenet(model, recipe.pretrained)))
     model = model.to(device).train()  # partial BN freezes in train(), before the groups are made
     groups = parameter_groups(model, recipe.fc_lr_mult, recipe.fc_bias_lr_mult, recipe.sda_lr_mult)
     for group in groups:
-        shown = f"lr_mult: {group['lr_mult']}, decay_mult: {group['decay_mult']}"
+        lr_mult = group["lr_mult"] if recipe.lr_multipliers else "1 (lr_multipliers is off)"
+        shown = f"lr_mult: {lr_mult}, decay_mult: {group['decay_mult']}"
         log.info(f"group: {group['name']} has {len(group['params'])} params, {shown}")
     return model, build_sgd(groups, recipe.lr, recipe.momentum, recipe.nesterov, recipe.weight_decay)
 
 
 def find_checkpoint(resume: str | None, folder: Path) -> Path | None:
-    """The file to go on from. A run that has checkpoints is never overwritten unasked."""
+    """The file to go on from. A run's later checkpoints are never overwritten."""
     found = checkpoint.newest(folder)
     if resume is None and found:
         raise ConfigError(f"run {folder.name} exists ({found}); go on with --resume auto or choose another --run")
-    return found if resume in (None, "auto") else Path(resume)
+    if resume in (None, "auto"):
+        return found
+    if found and not (Path(resume).exists() and found.samefile(resume)):
+        raise ConfigError(f"--resume {resume}: run {folder.name} already goes on to {found}; choose another --run")
+    return Path(resume)
 
 
 def make_data(dataset: DatasetConfig, recipe: Recipe, device: torch.device) -> tuple[DataLoader, EvalDataset]:
@@ -192,9 +191,5 @@ def make_data(dataset: DatasetConfig, recipe: Recipe, device: torch.device) -> t
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args())
-    except (ConfigError, DataError, WeightsError, OSError) as error:
-        sys.exit(f"error: {error}")
-    finally:
-        distributed.shutdown()
+    arguments = parse_args()
+    distributed.run_program(lambda: main(arguments), (ConfigError, DataError, WeightsError, OSError))

@@ -1,7 +1,6 @@
 """Test checkpoints: ``python test_models.py DATASET --weights W[,W2] [--views 3x2 ...]``. See README.md."""
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,8 @@ from engine import config, distributed, log
 from engine.config import ConfigError, Recipe
 from engine.evaluate import evaluate
 from engine.metrics import accuracy
-from models import WeightsError, build_model, list_models, load_weights
+from engine.network import build_from_recipe
+from models import WeightsError, list_models, load_weights
 from models.weights import read_checkpoint, released_model
 
 
@@ -52,7 +52,7 @@ def main(args: argparse.Namespace) -> None:
         model, recipe = build_member(weights, name, frames, dataset)
         test_set, protocol = make_test_set(args, recipe, dataset, videos)
         log.info(f"{weights}: {model.arch}, {protocol}, {len(videos)} videos")
-        workers = recipe.workers if args.workers is None else args.workers
+        workers = recipe.workers if args.workers is None else config.coerce("workers", args.workers)
         scores, _ = evaluate(model.to(device), test_set, device, args.batch_size, workers, recipe.print_every)
         members.append(scores)
         protocols.append(f"{model.arch} {protocol}")
@@ -97,20 +97,20 @@ def build_member(
         known = ", ".join(list_models())
         raise ConfigError(f"{weights}: does not say which model it holds; name it with --model ({known})")
     config.check_key(name, list_models(), "model")
-    if trained.get("model") == name:
-        recipe = Recipe(**{key: config.coerce(key, value) for key, value in trained["recipe"].items()})
-    else:
-        recipe = config.load_recipe(name, dataset.name)
-        if frames is None:
-            raise ConfigError(f"{weights}: does not say how many frames it was trained on; give --num_segments")
+    own = trained.get("recipe", {}) if trained.get("model") == name else {}
+    if frames is None and "num_segments" not in own:
+        raise ConfigError(f"{weights}: does not say how many frames it was trained on; give --num_segments")
+    # What an older file of ours does not say yet, or no longer means anything, is the model's recipe.
+    known = {key: value for key, value in own.items() if key in config.KEYS}
+    recipe = config.load_recipe(name, dataset.name, **known)
     categories = trained.get("dataset", {}).get("categories")
     if categories and dataset.categories and categories != dataset.categories:
         raise ConfigError(
             f"{weights}: was trained with other class names or another order of them than dataset {dataset.name}; "
             "its scores would be read under wrong labels"
         )
-    recipe.num_segments = frames or recipe.num_segments
-    model = build_model(name, dataset.num_classes, recipe.num_segments, **recipe.model_options)
+    recipe.num_segments = recipe.num_segments if frames is None else config.coerce("num_segments", frames)
+    model = build_from_recipe(name, dataset.num_classes, recipe)
     log.info(str(load_weights(model, checkpoint, name=weights)))
     return model, recipe
 
@@ -121,7 +121,8 @@ def make_test_set(
     """The views to test, and the protocol in words: frames x crops x clips @input."""
     resize = recipe.test_resize if args.resize is None else config.parse_size(args.resize)
     num_crops, num_clips = config.parse_views(args.views or recipe.test_views)
-    input_size, crop = args.input or recipe.input_size, args.crop or recipe.test_crop
+    input_size = recipe.input_size if args.input is None else config.coerce("input_size", args.input)
+    crop = recipe.test_crop if args.crop is None else config.coerce("test_crop", args.crop)
     short_videos = args.short_videos or recipe.test_short_videos
     test_set = EvalDataset(
         videos,
@@ -141,18 +142,16 @@ def make_test_set(
 
 
 def write_scores(path: Path, scores: np.ndarray, labels: np.ndarray, paths: list[str]) -> None:
+    part = path.with_name(f"{path.name}.part")  # a file that has its name is whole
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "wb") as file:  # a file object, so that numpy does not add an ending of its own
+        with open(part, "wb") as file:  # a file object, so that numpy does not add an ending of its own
             np.savez(file, scores=scores, labels=labels, paths=np.array(paths))
+        part.rename(path)
     except OSError as error:
         raise ConfigError(f"--scores {path}: cannot be written ({error})") from error
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args())
-    except (ConfigError, DataError, WeightsError, OSError) as error:
-        sys.exit(f"error: {error}")
-    finally:
-        distributed.shutdown()
+    arguments = parse_args()
+    distributed.run_program(lambda: main(arguments), (ConfigError, DataError, WeightsError, OSError))

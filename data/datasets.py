@@ -84,8 +84,11 @@ def _read(path: Path) -> dict:
     for field in fields(DatasetConfig):
         if field.default is MISSING and field.name not in values:
             raise DataError(f"{path}: lacks the key {field.name!r}")
-        if field.type in (int, str) and not isinstance(values[field.name], field.type):
+        if field.type in (int, str) and type(values[field.name]) is not field.type:
             raise DataError(f"{path}: {field.name} is {values[field.name]!r}, not {field.type.__name__}")
+    names = values.get("categories")
+    if not (names is None or isinstance(names, str) or (type(names) is list and all(type(n) is str for n in names))):
+        raise DataError(f"{path}: categories must be a file name or a list of names in quotes, not {names!r}")
     if values["num_classes"] < 1:
         raise DataError(f"{path}: num_classes is {values['num_classes']}, must be at least 1")
     return values

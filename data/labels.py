@@ -21,7 +21,7 @@ def read_categories(categories: list[str] | str | Path | None, num_classes: int)
     if categories is None:
         return None
     if isinstance(categories, list):
-        names, source = [str(name) for name in categories], "categories"
+        names, source = categories, "categories"
     else:
         try:
             names = [line.strip() for line in Path(categories).read_text(encoding="utf-8").splitlines() if line.strip()]

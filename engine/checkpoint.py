@@ -34,7 +34,11 @@ def save(folder: Path, state: dict, is_best: bool, keep: int) -> None:
             os.fsync(file.fileno())
         part.rename(path)
         if is_best:
-            shutil.copyfile(path, part)
+            # A second name for the same file, which outlives the first, or a copy where there are no hard links.
+            try:
+                part.hardlink_to(path)
+            except OSError:
+                shutil.copyfile(path, part)
             part.rename(folder / BEST)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         part.unlink(missing_ok=True)
@@ -52,11 +56,29 @@ def newest(folder: Path) -> Path | None:
 def read_for_resume(path: Path, arch: str) -> dict:
     """A checkpoint that training can go on from. Errors: ``ConfigError`` or ``WeightsError`` with the reason."""
     checkpoint = read_checkpoint(path)
-    if "optimizer" not in checkpoint or "config" not in checkpoint:
+    if not {"optimizer", "config", "arch", "epoch", "best_prec1"} <= set(checkpoint):
         raise ConfigError(f"{path}: holds no optimiser state, so training cannot go on from it; start a new run")
     if checkpoint["arch"] != arch:
         raise ConfigError(f"{path}: is a run of {checkpoint['arch']}, not of {arch}; choose another --run")
     return checkpoint
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict, path: Path) -> None:
+    """Momentum from the checkpoint; learning rates, decay and multipliers stay those of the present recipe."""
+    groups = optimizer.state_dict()["param_groups"]
+    try:
+        optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f"{path}: its optimiser state does not fit the model as set now ({error})") from None
+    saved = [len(group["params"]) for group in state["optimizer"]["param_groups"]]
+    if saved != [len(group["params"]) for group in groups]:
+        raise ConfigError(f"{path}: other parameters were trained there; keep its partial_bn, or start a new run")
+
+
+def changes(state: dict, recipe: dict) -> list[str]:
+    """What the present recipe says otherwise than the checkpoint's, as ``key: then -> now``."""
+    then = state["config"].get("recipe", {})
+    return [f"{key}: {then.get(key)} -> {value}" for key, value in recipe.items() if then.get(key) != value]
 
 
 def _by_epoch(folder: Path) -> list[Path]:

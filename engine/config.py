@@ -77,10 +77,16 @@ CHOICES = {
     "val_short_videos": ("first_frame", "spread"),
     "test_short_videos": ("first_frame", "spread"),
 }
-AT_LEAST_ONE = (
-    *("num_segments", "epochs", "global_batch_size", "batch_size", "input_size", "val_crop", "test_crop"),
-    *("eval_every", "print_every", "keep_checkpoints"),
-)
+# key -> lowest and highest value
+RANGES = {
+    **dict.fromkeys(("num_segments", "epochs", "global_batch_size", "batch_size"), (1, None)),
+    **dict.fromkeys(("input_size", "val_crop", "test_crop"), (1, None)),
+    **dict.fromkeys(("eval_every", "print_every", "keep_checkpoints"), (1, None)),
+    **dict.fromkeys(("seed", "workers", "warmup_epochs", "eval_last", "lr", "weight_decay"), (0, None)),
+    **dict.fromkeys(("fc_lr_mult", "fc_bias_lr_mult", "sda_lr_mult", "clip_gradient"), (0, None)),
+    **dict.fromkeys(("dropout", "stochastic_depth", "label_smoothing", "momentum"), (0, 1)),
+    **dict.fromkeys(("min_lr_ratio", "lr_decay"), (0, 1)),
+}
 KEYS = {field.name: field.type for field in dataclasses.fields(Recipe)}
 
 
@@ -131,8 +137,11 @@ def coerce(key: str, value: object) -> object:
         raise ConfigError(f"{key} is {value!r}, not a {kind.__name__}")
     if key in CHOICES and value not in CHOICES[key]:
         raise ConfigError(f"{key} is {value!r}; choose from {', '.join(CHOICES[key])}")
-    if key in AT_LEAST_ONE and value < 1:
-        raise ConfigError(f"{key} is {value}; it must be at least 1")
+    low, high = RANGES.get(key, (None, None))
+    if low is not None and not value >= low:
+        raise ConfigError(f"{key} is {value}; it must be at least {low}")
+    if high is not None and value > high:
+        raise ConfigError(f"{key} is {value}; it must be at most {high}")
     if key == "test_views":
         parse_views(value)
     return value
@@ -157,7 +166,7 @@ def parse_size(value: object) -> int | tuple[int, int] | None:
             height, width = value.split("x")
         else:
             height = width = value
-        size = int(height), int(width)
+        size = int(str(height)), int(str(width))
     except (TypeError, ValueError):
         raise ConfigError(f"size {value!r} is neither a short side such as 256 nor HxW such as 240x320") from None
     if min(size) < 1:
@@ -207,14 +216,29 @@ def _read(path: Path) -> tuple[dict, dict, dict]:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
         raise ConfigError(f"no recipe {path.stem!r} in models/recipes; known: {known}")
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    base, changes, variants = content.pop("base", None), content.pop("datasets", {}), content.pop("variants", {})
-    for key in (key for part in (content, *changes.values(), *variants.values()) for key in part):
-        try:
-            check_key(key, KEYS, "recipe key")
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from None
-    values, datasets, base_variants = _read(path.with_name(f"{base}.yaml")) if base else ({}, {}, {})
-    # What a file says of a dataset is meant on top of what it says in general, so a base's dataset changes end here.
-    del datasets
-    return values | content, changes, base_variants | variants
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from None
+    content = _mapping(content, path)
+    base = content.pop("base", None)
+    datasets, variants = (_mapping(content.pop(key, {}), path) for key in ("datasets", "variants"))
+    for part in (content, *datasets.values(), *variants.values()):
+        for key in _mapping(part, path):
+            try:
+                check_key(key, KEYS, "recipe key")
+            except ConfigError as error:
+                raise ConfigError(f"{path}: {error}") from None
+    if base is None:
+        return content, datasets, variants
+    if base == path.stem:
+        raise ConfigError(f"{path}: names itself as its base")
+    # A base's changes for a dataset are not inherited: they would undo what this file says in general.
+    values, _, base_variants = _read(path.with_name(f"{base}.yaml"))
+    return values | content, datasets, base_variants | variants
+
+
+def _mapping(value: object, path: Path) -> dict:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: must hold 'key: value' lines, and such lines under each dataset and variant")
+    return value

@@ -1,7 +1,8 @@
 """One process or many (torchrun): the same calls work for both."""
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -47,12 +48,26 @@ def is_main() -> bool:
 
 @contextmanager
 def main_process_first() -> Iterator[None]:
-    """The others enter when the first process has left: it alone writes what all then read."""
-    if dist.is_initialized() and not is_main():
-        dist.barrier()
-    yield
-    if dist.is_initialized() and is_main():
-        dist.barrier()
+    """The others enter when the first process has left: it alone writes what all then read.
+
+    If it fails, it alone says why; the others exit.
+    """
+    done = [True]
+    if not dist.is_initialized():
+        yield
+    elif is_main():
+        try:
+            yield
+        except BaseException:
+            done[0] = False
+            raise
+        finally:
+            dist.broadcast_object_list(done)
+    else:
+        dist.broadcast_object_list(done)
+        if not done[0]:
+            os._exit(1)
+        yield
 
 
 def all_sum(values: torch.Tensor) -> torch.Tensor:
@@ -63,7 +78,10 @@ def all_sum(values: torch.Tensor) -> torch.Tensor:
 
 
 def share_buffers(model: torch.nn.Module) -> None:
-    """Give every process the first one's BN statistics, which its checkpoint holds; in training each keeps its own."""
+    """Give every process the first one's BN statistics, which its checkpoint holds.
+
+    DistributedDataParallel does so before each training step, but what a step adds is each process's own.
+    """
     if dist.is_initialized():
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
@@ -78,6 +96,18 @@ def gather_objects(value: object) -> list:
     return values
 
 
-def shutdown() -> None:
+def run_program(main: Callable[[], None], errors: tuple[type[Exception], ...]) -> None:
+    """Run ``main`` and leave the process group; an expected error is one line and exit status 1.
+
+    A process that fails does not wait for the others, which may be waiting for it: torchrun ends them.
+    """
+    try:
+        main()
+    except errors as error:
+        if not dist.is_initialized():
+            sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(1)
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -34,6 +34,7 @@ def train_one_epoch(
     """
     model.train()
     times, waits, speed = Meter(), Meter(), Meter()
+    since, waited, clips_since = time.perf_counter(), 0.0, 0  # since the last time that the device was waited for
     totals = torch.zeros(4, device=device)  # sums of loss, top-1, top-5 and clips of this process
     bar = tqdm(batches(loader), total=len(loader), unit="batch", desc=f"epoch {epoch}", leave=False, disable=_quiet())
     start = time.perf_counter()
@@ -43,10 +44,14 @@ def train_one_epoch(
         logits, loss, _ = train_step(model, clips, labels, optimizer, recipe.label_smoothing, recipe.clip_gradient)
         step = torch.cat([loss[None] * len(labels), count_correct(logits, labels), loss.new_tensor([len(labels)])])
         totals += step
+        waited, clips_since = waited + loaded - start, clips_since + len(labels)
 
         if i % recipe.print_every == 0 or i == len(loader) - 1:
             now = distributed.all_sum(torch.stack([step, totals])).tolist()  # waits for the device
-            _record(times, waits, speed, start, loaded, len(labels))
+            busy = time.perf_counter() - since - waited
+            speed.update(clips_since * distributed.world_size() / busy, busy)
+            since, waited, clips_since = time.perf_counter(), 0.0, 0
+            _record(times, waits, start, loaded)
             (loss_now, *correct_now), (loss_sum, *correct_sum) = ([v / row[3] for v in row[:3]] for row in now)
             info(
                 f"Epoch: [{epoch}][{i}/{len(loader)}], lr: {lr:.5f}\t"
@@ -59,17 +64,15 @@ def train_one_epoch(
             if not math.isfinite(loss_sum):
                 raise ConfigError(f"the loss is {loss_sum} in epoch {epoch}, step {i}; lower --lr or --clip_gradient")
         else:
-            _record(times, waits, speed, start, loaded, len(labels))
+            _record(times, waits, start, loaded)
         start = time.perf_counter()
     return {"loss": loss_sum, "top1": 100 * correct_sum[0], "top5": 100 * correct_sum[1]}
 
 
-def _record(times: Meter, waits: Meter, speed: Meter, start: float, loaded: float, clips: int) -> None:
-    """Seconds of this step, seconds of it spent waiting for data, and clips a second of all processes without them."""
-    now = time.perf_counter()
-    times.update(now - start)
+def _record(times: Meter, waits: Meter, start: float, loaded: float) -> None:
+    """Seconds of this step, and those of them that were spent waiting for data."""
+    times.update(time.perf_counter() - start)
     waits.update(loaded - start)
-    speed.update(clips * distributed.world_size() / (now - loaded))
 
 
 def _quiet() -> bool | None:

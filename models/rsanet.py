@@ -59,5 +59,10 @@ def rsanet(
                 kernel_type=kernel_type,
                 feat_type=feat_type,
             )
+            if block.conv2.out_channels != block.bn2.num_features:
+                raise ValueError(
+                    f"num_heads {num_heads} x value_dim {value_dim} gives {block.conv2.out_channels} channels, the "
+                    f"network has {block.bn2.num_features}; leave value_dim out"
+                )
     nn.init.xavier_uniform_(model.new_fc.weight)
     return model

@@ -115,9 +115,10 @@ def load_imagenet(model: VideoResNet, source: str) -> LoadReport:
         return load_weights(model, source)
     try:
         state = ResNet50_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
-    except OSError as error:
+    except Exception as error:  # no route, a broken transfer, a wrong hash, a damaged file in the hub folder
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(
-            f"cannot fetch the ImageNet ResNet-50 ({error}); give the path of a downloaded file as pretrained, or none"
+            f"cannot fetch the ImageNet ResNet-50 ({reason}); give the path of a downloaded file as pretrained, or none"
         ) from error
     return load_weights(model, state, name="torchvision's ImageNet ResNet-50")
 
@@ -126,7 +127,7 @@ def _state_dict(checkpoint: dict, name: str) -> dict[str, Tensor]:
     state = checkpoint.get("state_dict", checkpoint)
     if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{name}: holds no state dict; its keys are {_first([str(key) for key in checkpoint])}")
-    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    return {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
 
 
 def _released_names(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:

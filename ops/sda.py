@@ -90,7 +90,9 @@ DEPENDENCIES = {"LST": LST, "LT": LT, "LS": LS, "S122": S122}
 
 
 class QueryAggregation(nn.Module):
-    """Weigh the branches by a learned query: softmax over branches of (pooled branch times ``qVec``), per clip.
+    r"""Weigh the branches R_m by a learned query q (``qVec``), for each clip on its own (SDA.png, "aggregation"):
+
+    .. math:: \alpha = \mathrm{softmax}_m(\mathrm{avgpool}(R_m)\, q^\top), \qquad R = \sum_m \alpha_m R_m
 
     Takes a list of M tensors (N,c,T,H,W) and returns their weighted sum (N,c,T,H,W).
     """
@@ -116,7 +118,11 @@ AGGREGATIONS = {"query": QueryAggregation, "average": lambda channels: AverageAg
 
 
 class SDA(nn.Module):
-    """Selective dependency aggregation: ``x * sigmoid(BN(conv(aggregate(dependencies(ReLU(BN(conv(x))))))))``.
+    r"""Selective dependency aggregation: a gate on a feature map Y from its space-time dependencies.
+
+    .. math::
+        Y' &= \mathrm{ReLU}(\mathrm{BN}(W_{down} Y)) \qquad R_m = \mathrm{dependency}_m(Y') \\
+        Z  &= Y \odot \sigma(\mathrm{BN}(W_{up} \textstyle\sum_m \alpha_m R_m))
 
     It stands after conv2 and its BN in a bottleneck, before the ReLU. BN follows both 1x1x1 convolutions and stands in
     every block; the gate has no residual and starts near one half: all as released.

@@ -19,7 +19,7 @@ def main() -> None:
             with np.load(path, allow_pickle=False) as file:
                 result = accuracy(file["scores"], file["labels"])
                 rows.append((str(Path(path).parent / Path(path).stem), len(file["labels"]), result))
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
             parser.error(f"{path}: not a score file ({error}); write one with test_models.py --scores")
     width = max(len(name) for name, _, _ in rows)
     print(f"{'scores':{width}}  videos   Top-1   Top-5  mean class")

@@ -22,6 +22,8 @@ def main() -> None:
     parser.add_argument("logs", nargs="+", metavar="LOG")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="each N-th epoch, and the last")
     args = parser.parse_args()
+    if args.every < 1:
+        parser.error(f"--every {args.every} must be at least 1")
     for path in args.logs:
         try:
             rows = read_log(path)

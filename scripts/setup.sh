@@ -10,7 +10,7 @@ setup() {
     stamp=".venv/.installed-$(cat requirements.txt "$requirements" | cksum | cut -d ' ' -f 1)"
     if [ ! -e "$stamp" ]; then
         echo "installing $requirements into .venv (torch is large: about 5 GB, minutes)"
-        if ! "$python" -m venv .venv; then
+        if ! .venv/bin/python -m pip --version >/dev/null 2>&1 && ! "$python" -m venv .venv; then
             echo "error: '$python -m venv' failed; install your system's python venv package, or set PYTHON" >&2
             return 1
         fi

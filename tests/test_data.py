@@ -76,12 +76,18 @@ def gradient_frame(width: int, height: int) -> Image.Image:
 
 
 def test_drawn_crops_are_those_of_the_set_and_alike_for_all_frames():
-    frames, rng = [gradient_frame(120, 90)] * 2, np.random.default_rng(1)
-    for _ in range(50):
-        first, second = transforms.multi_scale_crop(frames, 56, rng)
-        assert first.size == (56, 56) and first.tobytes() == second.tobytes()
-    plain = [gradient_frame(56, 56)]
-    assert transforms.multi_scale_crop(plain, 56, np.random.default_rng(4))[0].size == (56, 56)
+    frame, rng = gradient_frame(120, 90), np.random.default_rng(1)
+    possible = {
+        frame.crop((x, y, x + w, y + h)).resize((56, 56), Image.Resampling.BILINEAR).tobytes()
+        for w, h in transforms.crop_sizes(120, 90, 56)
+        for x, y in transforms.crop_offsets(120, 90, w, h)
+    }
+    drawn = set()
+    for _ in range(2000):
+        first, second = transforms.multi_scale_crop([frame, frame], 56, rng)
+        assert first.tobytes() == second.tobytes()
+        drawn.add(first.tobytes())
+    assert drawn == possible and len(possible) > 100
 
 
 def test_test_crops():
@@ -97,7 +103,7 @@ def test_test_crops():
     ten = corners(10)
     assert ten[:5] == corners(5) and ten[5:] == [(39, 0), (99, 0), (39, 20), (99, 20), (69, 10)]  # mirrored
     assert transforms.test_crops(frames, 1, 60, 32)[0][0].size == (32, 32)
-    # 101 - 40 is odd: the one centre crop rounds the half to even, the grid of the others rounds down.
+    # 103 - 40 is odd: the one centre crop rounds the half to even, the grid of the others rounds down.
     assert transforms.test_crops([gradient_frame(103, 60)], 1, 40, 40)[0][0].getpixel((0, 0))[0] == 32
     assert transforms.test_crops([gradient_frame(103, 60)], 3, 40, 40)[2][0].getpixel((0, 0))[0] == 30
     with pytest.raises(ValueError, match="crop of 64 does not fit into frames of 60x100"):
@@ -107,8 +113,10 @@ def test_test_crops():
 def test_resize():
     frames = [gradient_frame(100, 60)]
     assert transforms.resize(frames, None) is frames
-    assert transforms.resize(frames, 30)[0].size == (50, 30)
-    assert transforms.resize(frames, (24, 32))[0].size == (32, 24)
+    for size, (width, height) in ((30, (50, 30)), ((24, 32), (32, 24)), (90, (150, 90))):
+        expected = frames[0].resize((width, height), Image.Resampling.BILINEAR)
+        assert transforms.resize(frames, size)[0].tobytes() == expected.tobytes()
+    assert transforms.resize([gradient_frame(427, 240)], 256)[0].size == (455, 256)  # the long side rounds down
 
 
 def test_flip_policies():
@@ -271,6 +279,8 @@ def test_dataset_files(tmp_path, monkeypatch):
         (lines.replace("num_classes: 2", "num_classes: two"), "num_classes is 'two', not int"),
         (lines.replace("{:05d}", "frame"), "must hold one frame number"),
         (lines + "categories: [a]\n", "1 names for num_classes 2"),
+        (lines + "categories: [yes, no]\n", "categories must be a file name or a list of names in quotes"),
+        (lines.replace("num_classes: 2", "num_classes: true"), "num_classes is True, not int"),
         ("[", "not a YAML file"),
         ("text", "must hold 'key: value' lines"),
     ]:

@@ -132,6 +132,11 @@ def test_partial_bn_trains_the_first_only():
     assert all(m.training for m in build_model("tsn_tiny", 5, 8).train().modules())
 
 
+def test_rsanet_refuses_what_its_network_cannot_take():
+    with pytest.raises(ValueError, match="num_heads 8 x value_dim 16 gives 128 channels, the network has 64"):
+        build_model("rsanet_r50", 5, 8, value_dim=16)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "millions"),
     [

@@ -111,6 +111,7 @@ def test_step_learning_rates():
     ],
 )
 def test_costs(name, parameters, multiply_adds):
-    actual_parameters, actual = costs(build_model(name, 174, 8), 8, 224)
-    assert actual_parameters == parameters
-    assert math.isclose(actual / 1e9, multiply_adds, rel_tol=5e-3)
+    for t in (8, 16):
+        actual_parameters, actual = costs(build_model(name, 174, t), t, 224)
+        assert actual_parameters == parameters
+        assert math.isclose(actual / 1e9, multiply_adds * t / 8, rel_tol=5e-3)

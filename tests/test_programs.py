@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from toy_run import make_dataset, quick_flags, run, run_inside
 
+from data import EvalDataset, load_dataset_config, read_list
+from data.transforms import normalise
 from engine.log import read_log
+from models import build_model, load_weights
 
 EPOCH_LINE = re.compile(
     r"\[\d\d/\d\d \d\d:\d\d:\d\d\]\[INFO\] main\.py: +\d+: Epoch: \[\d+\]\[\d+/\d+\], lr: \d\.\d{5}\t"
@@ -117,8 +121,51 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(trained):
 
     finished = run_inside("main.py", dataset, "tsm_tiny", "--run", "first", "--resume", "auto", *flags, cwd=folder)
     assert finished.returncode == 0 and "2 of 2 epochs done" in finished.stdout and "Epoch:" not in finished.stdout
+    settings, log = folder / "net_runs/first/config.yaml", folder / "logs/first.log"
+    before = settings.read_text(), log.read_text()
     other = run_inside("main.py", dataset, "tsn_tiny", "--run", "first", "--resume", "auto", *flags, cwd=folder)
     assert other.returncode == 1 and "is a run of tsm_tiny, not of tsn_tiny" in other.stdout
+    back = run_inside("main.py", dataset, "tsm_tiny", "--run", "first", "--resume", first, *flags, cwd=folder)
+    assert back.returncode == 1 and "run first already goes on to" in back.stdout
+    assert (settings.read_text(), log.read_text()) == before
+
+
+def test_a_resumed_run_does_what_its_flags_say_and_says_so(trained):
+    folder, dataset, _ = trained
+    flags = quick_flags(epochs=3, weight_decay=0.01, lr=0.02)
+    first = folder / "net_runs/first/resnet_rgb_epoch_2_checkpoint.pth.tar"
+    more = run_inside("main.py", dataset, "tsm_tiny", "--run", "more", "--resume", first, *flags, cwd=folder)
+    assert more.returncode == 0, more.stdout
+    for change in ("epochs: 2 -> 3", "lr: 0.05 -> 0.02", "weight_decay: 0.0005 -> 0.01"):
+        assert f"changed since that checkpoint: {change}" in more.stdout
+    saved = torch.load(folder / "net_runs/more/resnet_rgb_epoch_3_checkpoint.pth.tar", weights_only=True)
+    groups = {group["name"]: group["weight_decay"] for group in saved["optimizer"]["param_groups"]}
+    assert groups["weight"] == 0.01 and groups["bn"] == 0
+    frozen = [*flags, "--partial_bn", "true"]
+    refused = run_inside("main.py", dataset, "tsm_tiny", "--run", "frozen", "--resume", first, *frozen, cwd=folder)
+    assert refused.returncode == 1 and "error: " in refused.stdout and "Traceback" not in refused.stdout
+
+
+def test_a_run_that_never_hits_still_leaves_a_best_checkpoint(tmp_path):
+    """Every validation video has a label that training never shows, and the training has no time to err towards it."""
+    dataset = make_dataset(tmp_path)
+    lines = (tmp_path / "train.txt").read_text().splitlines()
+    (tmp_path / "train.txt").write_text("\n".join(line for line in lines if line.endswith("0")))
+    lines = (tmp_path / "val.txt").read_text().splitlines()
+    (tmp_path / "val.txt").write_text("\n".join(line for line in lines if line.endswith("1")))
+    result = run_inside("main.py", dataset, "tsn_tiny", "--run", "never", *quick_flags(lr=0.5), cwd=tmp_path)
+    assert results(result.stdout)[0].startswith("Prec@1 0.000 "), result.stdout
+    assert (tmp_path / "net_runs" / "never" / BEST).exists()
+
+
+def test_an_error_under_torchrun_is_one_line(tmp_path):
+    dataset = make_dataset(tmp_path)
+    lines = (tmp_path / "train.txt").read_text().splitlines()
+    (tmp_path / "train.txt").write_text("\n".join([*lines[:-1], lines[-1][:-1] + "9"]))
+    result = run("main.py", dataset, "tsn_tiny", "--run", "bad", *quick_flags(), cwd=tmp_path, processes=2)
+    assert result.returncode != 0 and result.stdout.count("error: ") == 1, result.stdout
+    assert "train.txt:8: label 9 is not below num_classes 2" in result.stdout
+    assert "main.py\", line" not in result.stdout  # no process of ours leaves a traceback
 
 
 def test_views_scores_and_ensembles(trained):
@@ -134,7 +181,7 @@ def test_views_scores_and_ensembles(trained):
     views = ["--views", "3x2", "--resize", 64, "--crop", 56]
     many = run_inside(*command, "--weights", weights, *views, "--scores", "many.npz", cwd=folder)
     assert many.returncode == 0 and "4x3x2 @48 (resize 64, crop 56, spread)" in many.stdout, many.stdout
-    assert not np.allclose(np.load(folder / "many.npz")["scores"], file["scores"])
+    check_views(folder, dataset, weights, np.load(folder / "many.npz")["scores"])
 
     pair = ["--weights", f"{weights},{weights}", "--num_segments", "4,8"]
     both = run_inside(*command, *pair, "--scores", "both.npz", cwd=folder)
@@ -144,12 +191,23 @@ def test_views_scores_and_ensembles(trained):
     np.testing.assert_allclose(np.load(folder / "both.npz")["scores"], mean, rtol=1e-5)
 
 
+def check_views(folder, dataset, weights, scores):
+    """3x2 scores are the mean of the logits of six views, each by the model alone."""
+    config = load_dataset_config(str(dataset))
+    videos = read_list(config.val_list, 2)
+    views = {"resize": 64, "crop_size": 56, "input_size": 48, "short_videos": "spread", "num_crops": 3, "num_clips": 2}
+    test_set = EvalDataset(videos, config.root, config.image_tmpl, 4, **views)
+    model = build_model("tsm_tiny", 2, 4).eval()
+    load_weights(model, folder / weights)
+    for i in range(len(videos)):
+        with torch.no_grad():
+            logits = torch.cat([model(normalise(view[None])) for view in test_set[i][0]])
+        assert len(logits) == 6 and logits.std(0).min() > 1e-4
+        np.testing.assert_allclose(scores[i], logits.mean(0), rtol=1e-4, atol=1e-5)
+
+
 def test_scores_are_the_model_on_these_frames(trained):
     """One view by hand: frames, normalisation, model; no part of data/ or engine/."""
-    from PIL import Image
-
-    from models import build_model, load_weights
-
     folder, dataset, _ = trained
     weights = folder / "net_runs" / "first" / BEST
     flags = ["--weights", weights, "--device", "cpu", "--scores", "s.npz"]
@@ -279,6 +337,9 @@ def test_test_errors(trained, tmp_path):
         (dataset, ["--weights", weights, "--views", "2x1"], "views '2x1' must be CROPSxCLIPS"),
         (dataset, ["--weights", weights, "--crop", 64], "val.txt:1: a crop of 64 does not fit into frames of 48x48"),
         (dataset, ["--weights", weights, "--num_segments", "4,8"], "give one or as many"),
+        (dataset, ["--weights", weights, "--num_segments", 0], "num_segments is 0; it must be at least 1"),
+        (dataset, ["--weights", weights, "--crop", 0], "test_crop is 0; it must be at least 1"),
+        (dataset, ["--weights", weights, "--scores", "/proc/no/s.npz"], "--scores /proc/no/s.npz: cannot be written"),
         (tmp_path / "reordered.yaml", ["--weights", weights], "other class names or another order of them"),
     ]
     for data, flags, message in cases:

@@ -79,12 +79,16 @@ def test_imagenet(tmp_path, monkeypatch):
     assert build_model("tsn_r50", 174, 8, pretrained="imagenet") is not None
     assert calls == [{"progress": False, "check_hash": True}]
 
-    def offline(*_, **__):
-        raise OSError("no route to host")
+    def failing(error):
+        def get(*_, **__):
+            raise error
 
-    monkeypatch.setattr(ResNet50_Weights, "get_state_dict", offline)
-    with pytest.raises(WeightsError, match="cannot fetch the ImageNet ResNet-50 .no route to host"):
-        build_model("tsn_r50", 174, 8, pretrained="imagenet")
+        return get
+
+    for error in (OSError("no route to host"), RuntimeError("invalid hash value")):
+        monkeypatch.setattr(ResNet50_Weights, "get_state_dict", failing(error))
+        with pytest.raises(WeightsError, match=f"cannot fetch the ImageNet ResNet-50 .{error}"):
+            build_model("tsn_r50", 174, 8, pretrained="imagenet")
     build_model("tsn_r50", 174, 8)  # without pretrained nothing is fetched
     with pytest.raises(WeightsError, match="other shapes|not in the model"):
         build_model("tsn_tiny", 12, 8, pretrained=str(file))
