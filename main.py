@@ -61,7 +61,7 @@ def main(args: argparse.Namespace) -> None:
     log.info(f"batch: {world} processes x {per_process} clips = {world * per_process}, lr {recipe.lr}")
 
     model, optimizer = make_model(args.model, dataset.num_classes, recipe, device, from_imagenet=not resume)
-    start, best = 0, -1.0  # so that a first validation of 0 % is a best one too
+    start, best = 0, 0.0
     if state:
         load_weights(model, state, name=str(resume))
         checkpoint.restore_optimizer(optimizer, state, resume)
@@ -86,7 +86,9 @@ def main(args: argparse.Namespace) -> None:
             distributed.share_buffers(model)
             loading = {"batch_size": per_process, "workers": recipe.workers, "print_every": recipe.print_every}
             _, tested = evaluate(model, val_set, device, **loading, label_smoothing=recipe.label_smoothing)
-            is_best, best = tested["top1"] > best, max(tested["top1"], best)
+            # The first validation makes a best checkpoint even at 0 %: what tests a run looks for that file.
+            is_best = tested["top1"] > best or not (folder / checkpoint.BEST).exists()
+            best = max(tested["top1"], best)
         if distributed.is_main():
             board.add_scalar("lr", lr, done)
             for split, values in (("train", trained), ("val", tested)):
