@@ -69,14 +69,24 @@ def test_training_crops(size):
     assert sorted(crops) == sorted(map(tuple, TABLES["multi_scale_crop"][size]))
 
 
+def test_a_training_crop_within_two_pixels_of_the_input_becomes_it():
+    largest = [transforms.crop_sizes(300, side, 224)[0] for side in (222, 226, 227)]
+    assert largest == [(224, 224), (224, 224), (227, 227)]
+
+
 def gradient_frame(width: int, height: int) -> Image.Image:
     """Red is x, green is y: a crop shows where it was cut."""
     x, y = np.meshgrid(np.arange(width), np.arange(height))
     return Image.fromarray(np.stack([x, y, x * 0], 2).astype(np.uint8))
 
 
+def noise_frame(width: int, height: int) -> Image.Image:
+    """Unlike a gradient, it comes out otherwise by every rule of interpolation."""
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
+
+
 def test_drawn_crops_are_those_of_the_set_and_alike_for_all_frames():
-    frame, rng = gradient_frame(120, 90), np.random.default_rng(1)
+    frame, rng = noise_frame(120, 90), np.random.default_rng(1)
     possible = {
         frame.crop((x, y, x + w, y + h)).resize((56, 56), Image.Resampling.BILINEAR).tobytes()
         for w, h in transforms.crop_sizes(120, 90, 56)
@@ -111,7 +121,7 @@ def test_test_crops():
 
 
 def test_resize():
-    frames = [gradient_frame(100, 60)]
+    frames = [noise_frame(100, 60)]
     assert transforms.resize(frames, None) is frames
     for size, (width, height) in ((30, (50, 30)), ((24, 32), (32, 24)), (90, (150, 90))):
         expected = frames[0].resize((width, height), Image.Resampling.BILINEAR)

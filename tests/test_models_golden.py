@@ -89,6 +89,14 @@ def test_parameter_groups(name):
     assert sum(len(group["params"]) for group in groups) == len(expected)
 
 
+def test_biases_learn_twice_as_fast_and_do_not_decay():
+    """No released network has a convolution with a bias; one that a user adds follows TSN's rule."""
+    model = build_model("tsn_tiny", 5, 8)
+    model.base_model.conv1 = torch.nn.Conv2d(3, 16, 3, bias=True)
+    (group,) = [group for group in parameter_groups(model) if "base_model.conv1.bias" in group["param_names"]]
+    assert (group["lr_mult"], group["decay_mult"], len(group["params"])) == (2, 0, 1)
+
+
 @pytest.mark.parametrize("epochs", [50, 80])
 def test_rsa_learning_rates(epochs):
     golden = table("data_and_schedule.json")["rsa_lr"][str(epochs)]

@@ -9,7 +9,7 @@ import yaml
 from PIL import Image
 from toy_run import make_dataset, quick_flags, run, run_inside
 
-from data import EvalDataset, load_dataset_config, read_list
+from data import EvalDataset, TrainDataset, load_dataset_config, read_list
 from data.transforms import normalise
 from engine.log import read_log
 from models import build_model, load_weights
@@ -26,6 +26,7 @@ VAL_LINE = re.compile(
 RESULT_LINE = re.compile(
     r"Validation Results: (Prec@1 \d+\.\d{3} Prec@5 \d+\.\d{3} Loss \d+\.\d{5}) Time \S+ Speed \S+ V/s"
 )
+CHANCE = {"dropout": 0.5, "stochastic_depth": 0.5}  # what a resumed run must draw again
 BEST = "resnet_rgb_model_best.pth.tar"
 
 
@@ -34,7 +35,7 @@ def trained(tmp_path_factory):
     """A folder with a dataset and a run of two epochs."""
     folder = tmp_path_factory.mktemp("trained")
     dataset = make_dataset(folder)
-    result = run("main.py", dataset, "tsm_tiny", "--run", "first", *quick_flags(), cwd=folder)
+    result = run("main.py", dataset, "tsm_tiny", "--run", "first", *quick_flags(**CHANCE), cwd=folder)
     assert result.returncode == 0, result.stdout
     return folder, dataset, result.stdout
 
@@ -107,7 +108,7 @@ def results(output: str) -> list[str]:
 
 def test_a_resumed_run_ends_as_an_undisturbed_one(trained):
     folder, dataset, output = trained
-    flags = quick_flags()
+    flags = quick_flags(**CHANCE)
     again = run_inside("main.py", dataset, "tsm_tiny", "--run", "first", *flags, cwd=folder)
     assert again.returncode == 1 and "run first exists" in again.stdout and "--resume auto" in again.stdout
 
@@ -130,9 +131,19 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(trained):
     assert (settings.read_text(), log.read_text()) == before
 
 
+def test_every_epoch_shuffles_and_draws_anew(tmp_path, monkeypatch):
+    seen = []
+    draw = TrainDataset.__getitem__
+    monkeypatch.setattr(TrainDataset, "__getitem__", lambda self, i: seen.append((self.epoch, i)) or draw(self, i))
+    result = run_inside("main.py", make_dataset(tmp_path), "tsn_tiny", "--run", "order", *quick_flags(), cwd=tmp_path)
+    assert result.returncode == 0, result.stdout
+    first, second = ([i for epoch, i in seen if epoch == e] for e in (0, 1))
+    assert sorted(first) == sorted(second) == list(range(8)) and first != second
+
+
 def test_a_resumed_run_does_what_its_flags_say_and_says_so(trained):
     folder, dataset, _ = trained
-    flags = quick_flags(epochs=3, weight_decay=0.01, lr=0.02)
+    flags = quick_flags(epochs=3, weight_decay=0.01, lr=0.02, **CHANCE)
     first = folder / "net_runs/first/resnet_rgb_epoch_2_checkpoint.pth.tar"
     more = run_inside("main.py", dataset, "tsm_tiny", "--run", "more", "--resume", first, *flags, cwd=folder)
     assert more.returncode == 0, more.stdout
