@@ -60,7 +60,8 @@ def main(args: argparse.Namespace) -> None:
     world, per_process = distributed.world_size(), train_loader.batch_size
     log.info(f"batch: {world} processes x {per_process} clips = {world * per_process}, lr {recipe.lr}")
 
-    model, optimizer = make_model(args.model, dataset.num_classes, recipe, device, from_imagenet=not resume)
+    with distributed.main_process_first():  # it alone fetches ImageNet weights
+        model, optimizer = make_model(args.model, dataset.num_classes, recipe, device, from_imagenet=not resume)
     start, best = 0, 0.0
     if state:
         load_weights(model, state, name=str(resume))
@@ -125,8 +126,7 @@ def make_model(
     torch.manual_seed(recipe.seed)
     model = build_from_recipe(name, num_classes, recipe)
     if recipe.pretrained and from_imagenet:
-        with distributed.main_process_first():  # it alone fetches the file
-            log.info(str(load_imagenet(model, recipe.pretrained)))
+        log.info(str(load_imagenet(model, recipe.pretrained)))
     model = model.to(device).train()  # partial BN freezes in train(), before the groups are made
     groups = parameter_groups(model, recipe.fc_lr_mult, recipe.fc_bias_lr_mult, recipe.sda_lr_mult)
     for group in groups:

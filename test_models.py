@@ -45,12 +45,13 @@ def main(args: argparse.Namespace) -> None:
     log.setup(None, enabled=distributed.is_main())
     with distributed.main_process_first():  # it alone draws the toy set
         dataset = load_dataset_config(args.dataset, root=args.root, val_list=args.list, image_tmpl=args.image_tmpl)
-    videos = read_list(dataset.val_list, dataset.num_classes)
+        videos = read_list(dataset.val_list, dataset.num_classes)
 
     members, protocols = [], []
     for weights, name, frames in ensemble(args):
-        model, recipe = build_member(weights, name, frames, dataset)
-        test_set, protocol = make_test_set(args, recipe, dataset, videos)
+        with distributed.main_process_first():  # it alone says what does not fit
+            model, recipe = build_member(weights, name, frames, dataset)
+            test_set, protocol = make_test_set(args, recipe, dataset, videos)
         log.info(f"{weights}: {model.arch}, {protocol}, {len(videos)} videos")
         workers = recipe.workers if args.workers is None else config.coerce("workers", args.workers)
         scores, _ = evaluate(model.to(device), test_set, device, args.batch_size, workers, recipe.print_every)

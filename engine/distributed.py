@@ -48,7 +48,7 @@ def is_main() -> bool:
 
 @contextmanager
 def main_process_first() -> Iterator[None]:
-    """The others enter when the first process has left: it alone writes what all then read.
+    """The others enter when the first process has left: it alone writes what all then read. Not to be nested.
 
     If it fails, it alone says why; the others exit.
     """

@@ -177,6 +177,9 @@ def test_an_error_under_torchrun_is_one_line(tmp_path):
     assert result.returncode != 0 and result.stdout.count("error: ") == 1, result.stdout
     assert "train.txt:8: label 9 is not below num_classes 2" in result.stdout
     assert "main.py\", line" not in result.stdout  # no process of ours leaves a traceback
+    test = ["test_models.py", dataset, "--weights", "nowhere.pth", "--device", "cpu"]
+    result = run(*test, cwd=tmp_path, processes=2)
+    assert result.returncode != 0 and result.stdout.count("error: nowhere.pth: no such weight file") == 1
 
 
 def test_views_scores_and_ensembles(trained):
