@@ -13,7 +13,7 @@ launch() {
         exit 1
     fi
     if [ "$gpus" -gt 1 ]; then
-        # "--": up to Python 3.11 torchrun takes the program's --run for an abbreviation of its own --run-path.
+        # "--", because torchrun takes the program's --run for an abbreviation of its own --run-path.
         exec "$python" -m torch.distributed.run --standalone --nproc_per_node "$gpus" -- "$@"
     fi
     exec "$python" "$@"
