@@ -8,6 +8,7 @@ import numpy as np
 
 SHORT_VIDEOS = ("first_frame", "spread")
 DENSE_WINDOW, DENSE_CLIPS = 64, 10
+CLIPS = (1, 2, DENSE_CLIPS)
 
 
 def random_segments(n: int, num_segments: int, rng: np.random.Generator) -> list[int]:

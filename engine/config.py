@@ -10,6 +10,9 @@ from pathlib import Path
 
 import yaml
 
+from data.sampling import CLIPS, SHORT_VIDEOS
+from data.transforms import CROPS
+
 RECIPES = Path(__file__).parents[1] / "models" / "recipes"
 
 
@@ -74,8 +77,8 @@ class Recipe:
 CHOICES = {
     "schedule": ("cosine", "step"),
     "flip": ("none", "skip", "swap"),
-    "val_short_videos": ("first_frame", "spread"),
-    "test_short_videos": ("first_frame", "spread"),
+    "val_short_videos": SHORT_VIDEOS,
+    "test_short_videos": SHORT_VIDEOS,
 }
 # key -> lowest and highest value
 RANGES = {
@@ -177,7 +180,7 @@ def parse_size(value: object) -> int | tuple[int, int] | None:
 def parse_views(value: str) -> tuple[int, int]:
     """``"3x2"`` -> (3 crops, 2 clips)."""
     crops, _, clips = str(value).partition("x")
-    if crops not in ("1", "3", "5", "10") or clips not in ("1", "2", "10"):
+    if crops not in map(str, CROPS) or clips not in map(str, CLIPS):
         raise ConfigError(f"views {value!r} must be CROPSxCLIPS with 1, 3, 5 or 10 crops and 1, 2 or 10 clips, as 3x2")
     return int(crops), int(clips)
 

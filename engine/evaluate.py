@@ -6,13 +6,12 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Subset
-from tqdm import tqdm
 
-from data import EvalDataset, batches, collate
+from data import EvalDataset, collate
 from data.transforms import normalise
 
 from . import distributed
-from .log import Meter, info
+from .log import Meter, info, progress
 from .metrics import accuracy
 
 
@@ -43,10 +42,8 @@ def evaluate(
     times, speed, totals = Meter(), Meter(), np.zeros(4)  # sums of loss, top-1, top-5 and videos
     labels_of = np.array([video.label for video in dataset.videos])
     scores: list[np.ndarray] = []
-    quiet = None if distributed.is_main() else True
-    bar = tqdm(batches(loader), total=len(loader), unit="batch", desc="val", leave=False, disable=quiet)
     start = time.perf_counter()
-    for i, (clips, labels, _) in enumerate(bar):
+    for i, (clips, labels, _) in enumerate(progress(loader, "val")):
         loaded = time.perf_counter()
         batch = _scores(model, clips.to(device, non_blocking=True), batch_size)
         scores.append(batch)

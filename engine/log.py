@@ -5,7 +5,12 @@ import re
 import sys
 from pathlib import Path
 
+from torch.utils.data import DataLoader
 from tqdm import tqdm
+
+from data import batches
+
+from . import distributed
 
 LOGGER = logging.getLogger("motion")
 
@@ -44,6 +49,12 @@ class _Console(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stdout)
         sys.stdout.flush()
+
+
+def progress(loader: DataLoader, what: str) -> tqdm:
+    """The batches of ``loader`` under a bar: on a terminal, of the first process; none in a pipe."""
+    hidden = None if distributed.is_main() else True  # None: tqdm looks whether it writes to a terminal
+    return tqdm(batches(loader), total=len(loader), unit="batch", desc=what, leave=False, disable=hidden)
 
 
 def setup(log_file: Path | None, enabled: bool = True) -> None:

@@ -6,14 +6,12 @@ import time
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
-from data import batches
 from data.transforms import normalise
 
 from . import distributed
 from .config import ConfigError, Recipe
-from .log import Meter, info
+from .log import Meter, info, progress
 from .metrics import count_correct
 from .optim import train_step
 
@@ -36,9 +34,8 @@ def train_one_epoch(
     times, waits, speed = Meter(), Meter(), Meter()
     since, waited, clips_since = time.perf_counter(), 0.0, 0  # since the last time that the device was waited for
     totals = torch.zeros(4, device=device)  # sums of loss, top-1, top-5 and clips of this process
-    bar = tqdm(batches(loader), total=len(loader), unit="batch", desc=f"epoch {epoch}", leave=False, disable=_quiet())
     start = time.perf_counter()
-    for i, (clips, labels, _) in enumerate(bar):
+    for i, (clips, labels, _) in enumerate(progress(loader, f"epoch {epoch}")):
         loaded = time.perf_counter()
         clips, labels = normalise(clips.to(device, non_blocking=True)), labels.to(device, non_blocking=True)
         logits, loss, _ = train_step(model, clips, labels, optimizer, recipe.label_smoothing, recipe.clip_gradient)
@@ -73,7 +70,3 @@ def _record(times: Meter, waits: Meter, start: float, loaded: float) -> None:
     """Seconds of this step, and those of them that were spent waiting for data."""
     times.update(time.perf_counter() - start)
     waits.update(loaded - start)
-
-
-def _quiet() -> bool | None:
-    return None if distributed.is_main() else True  # None: a bar on a terminal, none in a pipe
