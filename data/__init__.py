@@ -2,12 +2,15 @@
 
 from .dataset import EvalDataset, TrainDataset, batches, collate
 from .datasets import DatasetConfig, list_datasets, load_dataset_config
+from .modality import RGB, Modality
 from .video_list import DataError, Video, read_list
 
 __all__ = [
+    "RGB",
     "DataError",
     "DatasetConfig",
     "EvalDataset",
+    "Modality",
     "TrainDataset",
     "Video",
     "batches",

@@ -8,13 +8,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from . import sampling, transforms
-from .decode import read_frames
+from .modality import RGB, Modality
 from .transforms import Size
 from .video_list import DataError, Video
 
 
 class TrainDataset(Dataset):
-    """Random clips: ``dataset[i] -> (uint8 (T, 3, S, S), label, i)``.
+    """Random clips: ``dataset[i] -> (uint8 (T, C, S, S), label, i)``, C the modality's ``stored_channels``.
 
     What is drawn depends on seed, epoch and i only, not on workers or processes. An item that cannot be read is
     returned as its ``DataError``; ``collate`` and ``batches`` bring it, one clear line, out of a worker.
@@ -31,28 +31,32 @@ class TrainDataset(Dataset):
         flip: str,
         mirror_pairs: dict[int, int],
         seed: int = 0,
+        modality: Modality = RGB,
     ):
+        modality.check_template(image_tmpl)
         self.videos, self.root, self.image_tmpl, self.num_segments = videos, root, image_tmpl, num_segments
         self.resize, self.input_size, self.flip, self.mirror_pairs = resize, input_size, flip, mirror_pairs
-        self.seed, self.epoch = seed, 0
+        self.seed, self.epoch, self.modality = seed, 0, modality
 
     def __len__(self) -> int:
         return len(self.videos)
 
     def __getitem__(self, i: int) -> tuple[Tensor, int, int] | DataError:
         video, rng = self.videos[i], np.random.default_rng((self.seed, self.epoch, i))
-        numbers = sampling.random_segments(video.num_frames, self.num_segments, rng)
+        modality = self.modality
+        numbers = sampling.random_segments(video.num_frames, self.num_segments, rng, modality.frames)
         try:
-            frames = read_frames(video, numbers, self.root, self.image_tmpl)
+            frames = modality.read(video, numbers, self.root, self.image_tmpl)
         except DataError as error:
             return error
-        frames = transforms.multi_scale_crop(transforms.resize(frames, self.resize), self.input_size, rng)
+        frames = transforms.resize(frames, self.resize)
+        frames = transforms.multi_scale_crop(frames, self.input_size, rng, modality.scales)
         frames, label = transforms.random_flip(frames, video.label, self.flip, self.mirror_pairs, rng)
-        return transforms.to_tensor(frames), label, i
+        return transforms.to_tensor(frames, modality.stored_channels), label, i
 
 
 class EvalDataset(Dataset):
-    """All views of a video: ``dataset[i] -> (uint8 (V, T, 3, S, S), label, i)``, V = crops x clips; errors as above."""
+    """All views of a video: ``dataset[i] -> (uint8 (V, T, C, S, S), label, i)``, V = crops x clips; errors as above."""
 
     def __init__(
         self,
@@ -66,27 +70,31 @@ class EvalDataset(Dataset):
         short_videos: str,
         num_crops: int = 1,
         num_clips: int = 1,
+        modality: Modality = RGB,
     ):
+        modality.check_template(image_tmpl)
         self.videos, self.root, self.image_tmpl, self.num_segments = videos, root, image_tmpl, num_segments
         self.resize, self.crop_size, self.input_size = resize, crop_size, input_size
         self.short_videos, self.num_crops, self.num_clips = short_videos, num_crops, num_clips
+        self.modality = modality
 
     def __len__(self) -> int:
         return len(self.videos)
 
     def __getitem__(self, i: int) -> tuple[Tensor, int, int] | DataError:
-        video, t = self.videos[i], self.num_segments
-        clips = sampling.test_clips(video.num_frames, t, self.num_clips, self.short_videos)
+        video, t, modality = self.videos[i], self.num_segments, self.modality
+        clips = sampling.test_clips(video.num_frames, t, self.num_clips, self.short_videos, modality.frames)
         try:
-            frames = read_frames(video, [number for clip in clips for number in clip], self.root, self.image_tmpl)
+            frames = modality.read(video, [number for clip in clips for number in clip], self.root, self.image_tmpl)
             frames = transforms.resize(frames, self.resize)
             crops = transforms.test_crops(frames, self.num_crops, self.crop_size, self.input_size)
         except DataError as error:
             return error
         except ValueError as error:
             return DataError(f"{video.where}: {error}")
-        views = torch.stack([transforms.to_tensor(crop) for crop in crops])  # (crops, clips*T, 3, S, S)
-        return views.unflatten(1, (-1, t)).flatten(0, 1), video.label, i  # (V, T, 3, S, S)
+        channels = modality.stored_channels
+        views = torch.stack([transforms.to_tensor(crop, channels) for crop in crops])  # (crops, clips*T, C, S, S)
+        return views.unflatten(1, (-1, t)).flatten(0, 1), video.label, i  # (V, T, C, S, S)
 
 
 def collate(items: list) -> list[Tensor] | DataError:
@@ -95,8 +103,19 @@ def collate(items: list) -> list[Tensor] | DataError:
 
 
 def batches(loader: Iterable) -> Iterator[list[Tensor]]:
-    """The batches of a DataLoader that uses ``collate``; raises the ``DataError`` of one that could not be read."""
-    for batch in loader:
-        if isinstance(batch, DataError):
-            raise batch
-        yield batch
+    """The batches of a DataLoader that uses ``collate``.
+
+    Errors: the ``DataError`` of a batch that could not be read, and one for a loading process that died.
+    """
+    try:
+        for batch in loader:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise DataError(
+            f"a loading process died ({reason}); out of memory? lower --workers, or use 0 to see the error itself"
+        ) from error

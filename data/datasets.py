@@ -1,13 +1,13 @@
 """Descriptions of datasets: a name in this folder or a path to a YAML file."""
 
 import difflib
-import string
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 
 import yaml
 
 from . import toy
+from .decode import template_fields
 from .labels import mirror_pairs, read_categories
 from .video_list import DataError
 
@@ -95,10 +95,8 @@ def _read(path: Path) -> dict:
 
 
 def _check_template(image_tmpl: str, path: Path) -> None:
+    """Errors: ``DataError``. Whether it suits the modality is known where a modality is chosen."""
     try:
-        numbers = [name for _, name, _, _ in string.Formatter().parse(image_tmpl) if name is not None]
-        image_tmpl.format(1)
-    except (ValueError, IndexError, KeyError):
-        numbers = []
-    if len(numbers) != 1:
-        raise DataError(f"{path}: image_tmpl {image_tmpl!r} must hold one frame number, such as '{{:05d}}.jpg'")
+        template_fields(image_tmpl)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None

@@ -1,7 +1,11 @@
 """Which frames of a video make a clip. Frame numbers count from 1; n is the video's length, T the number of segments.
 
-The released rules differ on short videos: ``"first_frame"`` repeats frame 1 whenever n <= T (RSA's validation and test,
-SDA's and TSM's validation), ``"spread"`` spreads what is there (SDA's and TSM's test).
+A segment's number p stands for ``length`` consecutive frames from p on (1 for RGB, more for flow and differences), so
+only the first ``n - length + 1`` frames can begin a segment.
+
+The released rules differ on short videos: ``"first_frame"`` repeats frame 1 whenever no more than T frames can begin a
+segment (RSA's validation and test, SDA's and TSM's validation), ``"spread"`` spreads what is there (SDA's and TSM's
+test).
 """
 
 import numpy as np
@@ -11,27 +15,29 @@ DENSE_WINDOW, DENSE_CLIPS = 64, 10
 CLIPS = (1, 2, DENSE_CLIPS)
 
 
-def random_segments(n: int, num_segments: int, rng: np.random.Generator) -> list[int]:
-    """Training: a random frame of each of T segments of ``n // T`` frames; the last ``n % T`` frames are never seen.
+def random_segments(n: int, num_segments: int, rng: np.random.Generator, length: int = 1) -> list[int]:
+    """Training: a random frame of each of T equal segments of whole frames; what remains at the end is never seen.
 
-    With fewer than T frames the released code takes frame 1 T times.
+    Where that leaves a segment no frame, the released code draws T sorted numbers from a video of more than T frames
+    and takes frame 1 T times from a shorter one.
     """
-    duration = n // num_segments
-    if duration == 0:
-        return [1] * num_segments
-    return (np.arange(num_segments) * duration + rng.integers(duration, size=num_segments) + 1).tolist()
+    first_frames = n - length + 1
+    duration = first_frames // num_segments
+    if duration > 0:
+        return (np.arange(num_segments) * duration + rng.integers(duration, size=num_segments) + 1).tolist()
+    if n > num_segments and first_frames > 0:  # the released code fails where n < length
+        return (np.sort(rng.integers(first_frames, size=num_segments)) + 1).tolist()
+    return [1] * num_segments
 
 
-def segment_centres(n: int, num_segments: int, short_videos: str) -> list[int]:
+def segment_centres(n: int, num_segments: int, short_videos: str, length: int = 1) -> list[int]:
     """Validation and the first test clip: the centre of each of T equal segments."""
-    tick = n / num_segments
-    return _unless_short(n, num_segments, short_videos, [int(tick / 2 + tick * x) + 1 for x in range(num_segments)])
+    return _spread(n, num_segments, short_videos, length, 0.5)
 
 
-def segment_starts(n: int, num_segments: int, short_videos: str) -> list[int]:
+def segment_starts(n: int, num_segments: int, short_videos: str, length: int = 1) -> list[int]:
     """The second test clip: the first frame of each of T equal segments."""
-    tick = n / num_segments
-    return _unless_short(n, num_segments, short_videos, [int(tick * x) + 1 for x in range(num_segments)])
+    return _spread(n, num_segments, short_videos, length, 0.0)
 
 
 def dense_clips(n: int, num_segments: int) -> list[list[int]]:
@@ -42,18 +48,29 @@ def dense_clips(n: int, num_segments: int) -> list[list[int]]:
     return [[(start + x * stride) % n + 1 for x in range(num_segments)] for start in starts]
 
 
-def test_clips(n: int, num_segments: int, num_clips: int, short_videos: str) -> list[list[int]]:
-    """The clips of a test: 1 (segment centres), 2 (centres and starts) or 10 (dense)."""
+def test_clips(n: int, num_segments: int, num_clips: int, short_videos: str, length: int = 1) -> list[list[int]]:
+    """The clips of a test: 1 (segment centres), 2 (centres and starts) or 10 (dense, whatever the length)."""
+    spread = (n, num_segments, short_videos, length)
     if num_clips == 1:
-        return [segment_centres(n, num_segments, short_videos)]
+        return [segment_centres(*spread)]
     if num_clips == 2:
-        return [segment_centres(n, num_segments, short_videos), segment_starts(n, num_segments, short_videos)]
+        return [segment_centres(*spread), segment_starts(*spread)]
     if num_clips == DENSE_CLIPS:
         return dense_clips(n, num_segments)
     raise ValueError(f"{num_clips} clips: 1, 2 or {DENSE_CLIPS} are defined")
 
 
-def _unless_short(n: int, num_segments: int, short_videos: str, spread: list[int]) -> list[int]:
+def consecutive(numbers: list[int], n: int, length: int) -> list[int]:
+    """The ``length`` frames from each number on; past the end the last frame repeats."""
+    return [min(number + k, n) for number in numbers for k in range(length)]
+
+
+def _spread(n: int, num_segments: int, short_videos: str, length: int, place: float) -> list[int]:
+    """One frame of each of T equal segments, at this share of its length."""
     if short_videos not in SHORT_VIDEOS:
         raise ValueError(f"short_videos={short_videos!r} must be one of {SHORT_VIDEOS}")
-    return [1] * num_segments if short_videos == "first_frame" and n <= num_segments else spread
+    first_frames = n - length + 1
+    if short_videos == "first_frame" and first_frames <= num_segments:
+        return [1] * num_segments
+    tick = max(first_frames, 1) / num_segments  # the released code takes frames before the first where n < length
+    return [int(tick * place + tick * x) + 1 for x in range(num_segments)]

@@ -1,13 +1,14 @@
 """Resizing, cropping and flipping of decoded frames, and the normalisation that follows on the device.
 
-Frames are PIL images of one size; the pixel operations are PIL's and torchvision's, as in the released code.
+Frames are PIL images of one size; the pixel operations are PIL's and torchvision's, as in the released code. RGB images
+are frames, grey ones are optical flow: x, y, x, y, ...
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
@@ -30,9 +31,9 @@ def resize(frames: Frames, size: Size) -> Frames:
     return [F.resize(frame, size, InterpolationMode.BILINEAR) for frame in frames]
 
 
-def crop_sizes(width: int, height: int, input_size: int) -> list[tuple[int, int]]:
+def crop_sizes(width: int, height: int, input_size: int, scales: Sequence[float] = SCALES) -> list[tuple[int, int]]:
     """(width, height) of the training crops: scales of the short side; a size within 2 px of the input becomes it."""
-    sides = [int(min(width, height) * scale) for scale in SCALES]
+    sides = [int(min(width, height) * scale) for scale in scales]
     sides = [input_size if abs(side - input_size) < 3 else side for side in sides]
     # On a frame 1 or 2 px smaller than the input the crop reaches past it; PIL then fills with black, as released.
     n = len(sides)
@@ -46,10 +47,12 @@ def crop_offsets(width: int, height: int, crop_width: int, crop_height: int) -> 
     return [(i * x, j * y) for i, j in grid]
 
 
-def multi_scale_crop(frames: Frames, input_size: int, rng: np.random.Generator) -> Frames:
+def multi_scale_crop(
+    frames: Frames, input_size: int, rng: np.random.Generator, scales: Sequence[float] = SCALES
+) -> Frames:
     """Training: a random size and one of the fixed places, the same for all frames, resized to the input (TSN)."""
     width, height = frames[0].size
-    sizes = crop_sizes(width, height, input_size)
+    sizes = crop_sizes(width, height, input_size, scales)
     crop_width, crop_height = sizes[rng.integers(len(sizes))]
     offsets = crop_offsets(width, height, crop_width, crop_height)
     x, y = offsets[rng.integers(len(offsets))]
@@ -67,11 +70,13 @@ def random_flip(
     """
     if policy == "none" or (policy == "skip" and label in mirror_pairs) or rng.random() >= 0.5:
         return frames, label
-    return [mirror(frame) for frame in frames], mirror_pairs.get(label, label)
+    return mirror(frames), mirror_pairs.get(label, label)
 
 
-def mirror(frame: Image.Image) -> Image.Image:
-    return frame.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+def mirror(frames: Frames) -> Frames:
+    """The frames seen in a mirror, where motion along x goes the other way: every x image of flow is inverted too."""
+    frames = [frame.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for frame in frames]
+    return [ImageOps.invert(f) if f.mode == "L" and i % 2 == 0 else f for i, f in enumerate(frames)]
 
 
 def test_crops(frames: Frames, num_crops: int, crop_size: int, input_size: int) -> list[Frames]:
@@ -92,13 +97,15 @@ def test_crops(frames: Frames, num_crops: int, crop_size: int, input_size: int) 
         boxes = [left, right, centre] if num_crops == 3 else corners
         crops = [[frame.crop((x, y, x + crop_size, y + crop_size)) for frame in frames] for x, y in boxes]
         if num_crops == 10:
-            crops += [[mirror(frame) for frame in crop] for crop in crops]
+            crops += [mirror(crop) for crop in crops]
     return [resize(crop, input_size) for crop in crops]
 
 
-def to_tensor(frames: Frames) -> Tensor:
-    """T frames as uint8 (T, 3, H, W)."""
-    return torch.from_numpy(np.stack([np.asarray(frame) for frame in frames])).permute(0, 3, 1, 2).contiguous()
+def to_tensor(frames: Frames, channels: int = 3) -> Tensor:
+    """uint8 (T, channels, H, W); the channels of a segment's images follow one another."""
+    images = torch.from_numpy(np.stack([np.asarray(frame) for frame in frames]))  # (images, H, W) or (images, H, W, 3)
+    images = images.permute(0, 3, 1, 2) if images.dim() == 4 else images
+    return images.contiguous().view(-1, channels, *images.shape[-2:])
 
 
 def normalise(clips: Tensor) -> Tensor:

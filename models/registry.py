@@ -29,9 +29,9 @@ def build_model(
         pretrained: ``None`` for random weights, ``"imagenet"`` for torchvision's ResNet-50 (fetched once, then kept in
             torch's hub folder), or the path of such a file. Operators of the papers, and the whole bottlenecks that
             hold RSA, keep their initialisation.
-        options: those of the family's function in ``models/``.
+        options: those of the family's function in ``models/``; ``in_channels``, C, is 3 unless given.
 
-    Returns: ``(N, T, 3, H, W) -> (N, K)``. Errors: ``ValueError`` for an unknown name, ``WeightsError`` for a file
+    Returns: ``(N, T, C, H, W) -> (N, K)``. Errors: ``ValueError`` for an unknown name, ``WeightsError`` for a file
     that does not fit.
     """
     if name not in MODELS:
