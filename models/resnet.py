@@ -1,8 +1,12 @@
 """torchvision's ResNet on frames, with slots for temporal operators, and the video network around it."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 from torchvision.models import resnet
 from torchvision.ops import StochasticDepth
 
@@ -16,12 +20,34 @@ class Bottleneck(resnet.Bottleneck):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.shift, self.sda, self.drop = nn.Identity(), nn.Identity(), nn.Identity()
+        self.recompute = False  # keep the input only, and compute the rest again in the backward pass
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.recompute and self.training and torch.is_grad_enabled():
+            contexts = (nullcontext(), _keeping_statistics(self))
+            return checkpoint(self.compute, x, use_reentrant=False, context_fn=lambda: contexts)
+        return self.compute(x)
+
+    def compute(self, x: Tensor) -> Tensor:
         y = self.relu(self.bn1(self.conv1(self.shift(x))))
         y = self.relu(self.sda(self.bn2(self.conv2(y))))
         y = self.drop(self.bn3(self.conv3(y)))
         return self.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+@contextmanager
+def _keeping_statistics(block: nn.Module) -> Iterator[None]:
+    """A second forward pass of the same batch must not count twice in the running statistics of BN."""
+    norms = [m for m in block.modules() if isinstance(m, _BatchNorm)]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        # Not track_running_stats: that would save other tensors than the first pass did, which checkpoint() refuses.
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, batches) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, batches
 
 
 class VideoStochasticDepth(StochasticDepth):
@@ -56,6 +82,13 @@ class TinyResNet(resnet.ResNet):
 BACKBONES = {"r50": lambda: resnet.ResNet(Bottleneck, [3, 4, 6, 3]), "tiny": TinyResNet}
 
 
+def _with_channels(conv: nn.Conv2d, in_channels: int) -> nn.Conv2d:
+    """A convolution like ``conv`` for other inputs, initialised as torchvision's ResNet."""
+    conv = nn.Conv2d(in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return conv
+
+
 class VideoResNet(nn.Module):
     """A frame network, dropout and a linear layer for each frame, and the mean of the logits over frames (TSN).
 
@@ -65,9 +98,13 @@ class VideoResNet(nn.Module):
         dropout: probability, on each frame's feature before the linear layer.
         stochastic_depth: drop probability of the last bottleneck's branch; it grows linearly from 0 at the first.
         partial_bn: train only the first BatchNorm2d and freeze all others (TSN).
+        frozen_stages: train neither the stem nor the first ``frozen_stages`` stages (res2, ...) while in training
+            mode; 0 is the stem alone, -1 nothing.
+        norm_eval: every batch norm uses its running statistics and keeps them, its parameters are not trained.
+        in_channels: C, of a segment: 3 for RGB, 2L for flow, 3L for L differences of frames.
 
-    Shapes: ``(N, T, 3, H, W)`` float, ImageNet-normalised ``-> (N, K)`` logits.
-    Errors: ``ValueError`` for clips of another shape or frame count.
+    Shapes: ``(N, T, C, H, W)`` float, normalised as the modality's ``-> (N, K)`` logits.
+    Errors: ``ValueError`` for clips of another shape, frame count or number of channels.
     """
 
     def __init__(
@@ -78,13 +115,20 @@ class VideoResNet(nn.Module):
         dropout: float = 0.5,
         stochastic_depth: float = 0.0,
         partial_bn: bool = False,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        in_channels: int = 3,
     ):
         super().__init__()
-        if num_classes < 1 or num_segments < 1:
-            raise ValueError(f"num_classes={num_classes} and num_segments={num_segments} must be at least 1")
+        if num_classes < 1 or num_segments < 1 or in_channels < 1:
+            raise ValueError(f"{num_classes=}, {num_segments=} and {in_channels=} must be at least 1")
         self.num_classes, self.num_segments, self.partial_bn = num_classes, num_segments, partial_bn
+        self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
+        self.in_channels = in_channels
         self.arch: str | None = None  # the name it was built by
         self.base_model = BACKBONES[backbone]()
+        if in_channels != 3:
+            self.base_model.conv1 = _with_channels(self.base_model.conv1, in_channels)
         # The released files call the frame network base_model and the classifier new_fc; so do ours.
         features = list(self.blocks())[-1][2].conv3.out_channels
         self.base_model.fc = nn.Dropout(dropout)
@@ -106,20 +150,34 @@ class VideoResNet(nn.Module):
                 for index, block in enumerate(layer):
                     yield stage, index, block
 
+    def activation_checkpointing(self, enable: bool = True) -> None:
+        """Keep only the input of each bottleneck for the backward pass: less memory, one more forward pass."""
+        for _, _, block in self.blocks():
+            block.recompute = enable
+
+    def frozen(self) -> list[nn.Module]:
+        """The modules that stay as they are while the rest is trained."""
+        base = self.base_model
+        stem_and_stages = [(base.conv1, base.bn1), (base.layer1,), (base.layer2,), (base.layer3,), (base.layer4,)]
+        modules = [module for part in stem_and_stages[: self.frozen_stages + 1] for module in part]
+        if self.partial_bn:
+            modules += [m for m in base.modules() if isinstance(m, nn.BatchNorm2d)][1:]
+        if self.norm_eval:
+            modules += [m for m in base.modules() if isinstance(m, _BatchNorm)]
+        return modules
+
     def train(self, mode: bool = True):
         super().train(mode)
-        if self.partial_bn:
-            norms = [m for m in self.base_model.modules() if isinstance(m, nn.BatchNorm2d)]
-            for norm in norms[1:]:
-                norm.eval()
-                norm.requires_grad_(False)
+        for module in self.frozen():
+            module.eval()
+            module.requires_grad_(False)
         return self
 
     def forward(self, clips: Tensor) -> Tensor:
-        if clips.dim() != 5 or clips.shape[1:3] != (self.num_segments, 3):
+        if clips.dim() != 5 or clips.shape[1:3] != (self.num_segments, self.in_channels):
             raise ValueError(
-                f"the model takes clips (N, {self.num_segments}, 3, H, W), got {tuple(clips.shape)}; "
-                "build it with the num_segments of the clips"
+                f"the model takes clips (N, {self.num_segments}, {self.in_channels}, H, W), got {tuple(clips.shape)}; "
+                "build it with the num_segments and in_channels of the clips"
             )
         features = self.base_model(clips.flatten(0, 1))  # (N*T, F), after dropout
         return self.new_fc(features).unflatten(0, (-1, self.num_segments)).mean(1)  # (N, K)

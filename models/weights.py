@@ -14,6 +14,8 @@ from .resnet import VideoResNet
 
 # thop leaves these beside the parameters in the released SDA files.
 STRAY = ("total_ops", "total_params")
+STEM = "base_model.conv1.weight"
+CLASSIFIER = "new_fc."
 
 
 class WeightsError(ValueError):
@@ -30,10 +32,11 @@ class LoadReport:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     mismatched: list[str] = field(default_factory=list)
+    converted: str = ""
 
     def __str__(self) -> str:
         return (
-            f"{self.source}: {self.layout} layout, {len(self.loaded)} tensors loaded\n"
+            f"{self.source}: {self.layout} layout, {len(self.loaded)} tensors loaded{self.converted}\n"
             f"  not in the file, kept as initialised: {_first(self.missing)}\n"
             f"  in the file, not in the model: {_first(self.unexpected + self.mismatched)}"
         )
@@ -54,7 +57,11 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
 
 
 def load_weights(
-    model: VideoResNet, source: str | os.PathLike | dict, strict: bool = True, name: str = "state dict"
+    model: VideoResNet,
+    source: str | os.PathLike | dict,
+    strict: bool = True,
+    name: str = "state dict",
+    classifier: bool = True,
 ) -> LoadReport:
     """Load ``source`` into ``model``, whatever of the known layouts it has.
 
@@ -62,10 +69,12 @@ def load_weights(
         source: a file or a state dict (or a checkpoint dict that holds one under ``state_dict``). Layouts: our own; the
             released RSA (``module.`` prefix, 5-D 1xkxk weights), SDA (stray ``total_ops``/``total_params``), TSM
             (``conv1.net``) files; an ImageNet ResNet-50, of which the classifier, and the whole bottlenecks that hold
-            RSA, are left out.
+            RSA, are left out. For flow and differences its first convolution is averaged over the RGB channels and
+            repeated for the model's (TSN), and the report says so.
         strict: raise unless every tensor of the model and of the file found its place. With an ImageNet file the
             tensors that no such file can hold may stay as they are. ``False`` loads what fits and reports the rest.
         name: what messages call a ``source`` that is a dict; a file is called by its path.
+        classifier: ``False`` leaves the model's classifier as it is, to fine-tune it on other classes.
 
     Returns a ``LoadReport``. Errors: ``WeightsError`` that names what does not fit.
     """
@@ -78,6 +87,10 @@ def load_weights(
         state = {f"base_model.{key}": value for key, value in state.items() if not key.startswith("fc.")}
         rsa = _rsa_bottlenecks(model)
         state = {key: value for key, value in state.items() if not key.startswith(rsa)}
+        report.converted = _convert_stem(state, model.in_channels)
+
+    if not classifier:
+        state = {key: value for key, value in state.items() if not key.startswith(CLASSIFIER)}
 
     fitting = {}
     for key, value in state.items():
@@ -96,7 +109,7 @@ def load_weights(
     if not report.loaded:
         raise WeightsError(f"{name}: none of its tensors fits the model; first names: {_first(list(state))}")
     if strict:
-        _check(report, model, checkpoint.get("arch"))
+        _check(report, model, checkpoint.get("arch"), () if classifier else (CLASSIFIER,))
     model.load_state_dict(fitting, strict=False)
     return report
 
@@ -140,7 +153,7 @@ def _released_names(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
         new = key.removeprefix("module.")
         if ".conv1.net." in new:
             new, layout = new.replace(".conv1.net.", ".conv1."), "TSM"
-        if new == "base_model.conv1.weight" and value.dim() == 5:
+        if new == STEM and value.dim() == 5:
             layout = "RSA"
         # Without dropout the released networks keep the classifier inside the frame network.
         new = re.sub(r"^base_model\.fc1?\.", "new_fc.", new)
@@ -159,6 +172,14 @@ def _squeezed(value: Tensor, target: Tensor) -> Tensor:
     return value
 
 
+def _convert_stem(state: dict[str, Tensor], in_channels: int) -> str:
+    """Give the first convolution of an RGB network in ``state`` another number of channels; says what was done."""
+    if in_channels == 3 or state[STEM].shape[1] != 3:
+        return ""
+    state[STEM] = state[STEM].mean(1, keepdim=True).repeat_interleave(in_channels, 1)  # (C', C, k, k)
+    return f", the first convolution averaged over RGB for {in_channels} channels"
+
+
 def _rsa_bottlenecks(model: VideoResNet) -> tuple[str, ...]:
     return tuple(
         f"base_model.layer{stage + 1}.{index}."
@@ -167,10 +188,10 @@ def _rsa_bottlenecks(model: VideoResNet) -> tuple[str, ...]:
     )
 
 
-def _check(report: LoadReport, model: VideoResNet, arch: str | None) -> None:
-    missing = report.missing
+def _check(report: LoadReport, model: VideoResNet, arch: str | None, untouched: tuple[str, ...]) -> None:
+    missing = [key for key in report.missing if not key.startswith(untouched)]
     if report.layout == "imagenet":
-        untouched = ("new_fc.", *_rsa_bottlenecks(model))
+        untouched = (CLASSIFIER, *_rsa_bottlenecks(model))
         missing = [key for key in missing if not key.startswith(untouched) and ".sda." not in key]
     problems = []
     # A shift has no parameters, so the names alone cannot tell TSN from TSM.
@@ -181,7 +202,9 @@ def _check(report: LoadReport, model: VideoResNet, arch: str | None) -> None:
     if report.mismatched:
         problems.append(f"other shapes: {_first(report.mismatched)}")
         if any(text.startswith("new_fc.weight") for text in report.mismatched):
-            problems.append("the file was trained for another number of classes")
+            problems.append("the file was trained for another number of classes; main.py --tune_from takes the rest")
+        if any(text.startswith(STEM) for text in report.mismatched):
+            problems.append("the file was trained on another modality or data_length, or with another stem")
     if missing:
         problems.append(f"missing: {_first(missing)}")
     if report.unexpected:
