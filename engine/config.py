@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from data.modality import MODALITIES
 from data.sampling import CLIPS, SHORT_VIDEOS
 from data.transforms import CROPS
 
@@ -21,24 +22,32 @@ class ConfigError(ValueError):
 
 
 Size = typing.NewType("Size", object)  # short side, or "HxW", or none
+Interval = typing.NewType("Interval", object)  # steps, or "20m", or none
 
 
 @dataclass
 class Recipe:
-    """The settings of a run. The files in models/recipes say where each number comes from."""
+    """The settings of a run. The files in models/recipes say what each means and where its number comes from."""
 
+    source: str
     # network
+    modality: str
+    data_length: int
     num_segments: int
     dropout: float
     stochastic_depth: float
     partial_bn: bool
     pretrained: str | None
+    tune_from: str | None
+    frozen_stages: int
+    norm_eval: bool
     model_options: dict
     # optimisation
     epochs: int
     global_batch_size: int
     batch_size: int | None
     lr: float
+    scale_lr: bool
     schedule: str
     warmup_epochs: int
     min_lr_ratio: float
@@ -53,6 +62,15 @@ class Recipe:
     weight_decay: float
     clip_gradient: float | None
     label_smoothing: float
+    ema_decay: float | None
+    sync_bn: bool
+    skip_nonfinite: int
+    # speed and memory
+    precision: str
+    channels_last: bool
+    compile: bool
+    cudnn_benchmark: bool
+    activation_checkpointing: bool
     # training clips
     train_resize: Size
     input_size: int
@@ -71,10 +89,13 @@ class Recipe:
     seed: int
     workers: int
     print_every: int
-    keep_checkpoints: int
+    keep: int
+    save_every: Interval
 
 
 CHOICES = {
+    "modality": MODALITIES,
+    "precision": ("auto", "fp32", "tf32", "bf16", "fp16"),
     "schedule": ("cosine", "step"),
     "flip": ("none", "skip", "swap"),
     "val_short_videos": SHORT_VIDEOS,
@@ -84,11 +105,13 @@ CHOICES = {
 RANGES = {
     **dict.fromkeys(("num_segments", "epochs", "global_batch_size", "batch_size"), (1, None)),
     **dict.fromkeys(("input_size", "val_crop", "test_crop"), (1, None)),
-    **dict.fromkeys(("eval_every", "print_every", "keep_checkpoints"), (1, None)),
+    **dict.fromkeys(("eval_every", "print_every", "keep", "data_length"), (1, None)),
     **dict.fromkeys(("seed", "workers", "warmup_epochs", "eval_last", "lr", "weight_decay"), (0, None)),
+    "frozen_stages": (-1, 4),
+    "skip_nonfinite": (0, None),
     **dict.fromkeys(("fc_lr_mult", "fc_bias_lr_mult", "sda_lr_mult", "clip_gradient"), (0, None)),
     **dict.fromkeys(("dropout", "stochastic_depth", "label_smoothing", "momentum"), (0, 1)),
-    **dict.fromkeys(("min_lr_ratio", "lr_decay"), (0, 1)),
+    **dict.fromkeys(("min_lr_ratio", "lr_decay", "ema_decay"), (0, 1)),
 }
 KEYS = {field.name: field.type for field in dataclasses.fields(Recipe)}
 
@@ -96,11 +119,11 @@ KEYS = {field.name: field.type for field in dataclasses.fields(Recipe)}
 def load_recipe(model: str, dataset: str, variant: str | None = None, **overrides) -> Recipe:
     """The recipe of ``model`` for ``dataset``; ``variant`` is a named alternative in its file, ``overrides`` win.
 
-    A file may name a ``base`` file that it changes, and hold ``datasets:`` and ``variants:`` with further changes.
+    A file may name a ``base`` file, whose recipe for the dataset it changes, and hold ``datasets:`` and ``variants:``
+    with further changes.
     """
     path = RECIPES / f"{model}.yaml"
-    values, datasets, variants = _read(path)
-    values |= datasets.get(dataset, {})
+    values, variants = _read(path, dataset)
     if variant is not None:
         if variant not in variants:
             raise ConfigError(f"{path.name}: no variant {variant!r}; known: {', '.join(variants) or 'none'}")
@@ -127,6 +150,8 @@ def coerce(key: str, value: object) -> object:
         return None
     if kind is Size:
         return parse_size(value)
+    if kind is Interval:
+        return parse_interval(value)
     if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
             value = float(value)
@@ -177,6 +202,20 @@ def parse_size(value: object) -> int | tuple[int, int] | None:
     return size if isinstance(value, (list, tuple)) or "x" in str(value) else size[0]
 
 
+def parse_interval(value: object) -> int | str | None:
+    """``500`` is a number of steps, ``"20m"`` one of minutes, ``None`` or ``"none"`` never."""
+    if value in (None, "none"):
+        return None
+    text = str(value)
+    number = text.removesuffix("m")
+    try:
+        if isinstance(value, bool) or not float(number) > 0:
+            raise ValueError
+        return f"{float(number):g}m" if text.endswith("m") else int(number)
+    except ValueError:
+        raise ConfigError(f"interval {value!r} is neither steps such as 500 nor minutes such as 20m") from None
+
+
 def parse_views(value: str) -> tuple[int, int]:
     """``"3x2"`` -> (3 crops, 2 clips)."""
     crops, _, clips = str(value).partition("x")
@@ -214,8 +253,8 @@ def to_plain(recipe: Recipe) -> dict:
     return {k: "x".join(map(str, v)) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
-def _read(path: Path) -> tuple[dict, dict, dict]:
-    """Values, dataset changes and variants of a recipe file on top of those of its base."""
+def _read(path: Path, dataset: str) -> tuple[dict, dict]:
+    """Values for a dataset, and variants, of a recipe file on top of those of its base."""
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
         raise ConfigError(f"no recipe {path.stem!r} in models/recipes; known: {known}")
@@ -232,13 +271,13 @@ def _read(path: Path) -> tuple[dict, dict, dict]:
                 check_key(key, KEYS, "recipe key")
             except ConfigError as error:
                 raise ConfigError(f"{path}: {error}") from None
+    values = content | datasets.get(dataset, {})
     if base is None:
-        return content, datasets, variants
+        return values, variants
     if base == path.stem:
         raise ConfigError(f"{path}: names itself as its base")
-    # A base's changes for a dataset are not inherited: they would undo what this file says in general.
-    values, _, base_variants = _read(path.with_name(f"{base}.yaml"))
-    return values | content, datasets, base_variants | variants
+    base_values, base_variants = _read(path.with_name(f"{base}.yaml"), dataset)
+    return base_values | values, base_variants | variants
 
 
 def _mapping(value: object, path: Path) -> dict:
