@@ -3,26 +3,32 @@
 import argparse
 import dataclasses
 import platform
+import random
+import time
 from pathlib import Path
 
+import numpy as np
 import torch
 import torchvision
 import yaml
 from tensorboardX import SummaryWriter
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, DistributedSampler
 
-from data import DataError, DatasetConfig, EvalDataset, TrainDataset, collate, load_dataset_config, read_list
+from data import DataError, DatasetConfig, load_dataset_config
 from data.labels import describe_flip
 from engine import checkpoint, config, distributed, log
+from engine.batch import BatchPlan, plan_batch
 from engine.config import ConfigError, Recipe
 from engine.evaluate import evaluate
-from engine.network import build_from_recipe
-from engine.optim import build_sgd, parameter_groups, set_learning_rate
+from engine.interrupt import Stopped, StopRequest
+from engine.loading import describe_workers, training_data
+from engine.network import build_for_training
+from engine.optim import build_optimizer, set_learning_rate
+from engine.precision import Precision
 from engine.schedule import learning_rate
+from engine.state import TrainingState, average_weights
 from engine.train import train_one_epoch
-from models import WeightsError, list_models, load_weights
-from models.weights import load_imagenet
+from models import WeightsError, list_models
 
 
 def parse_args() -> argparse.Namespace:
@@ -45,61 +51,94 @@ def main(args: argparse.Namespace) -> None:
     with distributed.main_process_first():  # it alone draws the toy set and makes the run folder
         overrides = {name: getattr(args, name) for name in ("root", "train_list", "val_list", "image_tmpl")}
         dataset = load_dataset_config(args.dataset, **overrides)
-        recipe = config.load_recipe(args.model, dataset.name, args.variant, **config.given_recipe_flags(args))
+        recipe, plan, batch_line = make_recipe(args, dataset)
+        precision = Precision(recipe.precision, device)
         resume = find_checkpoint(args.resume, folder)
-        state = checkpoint.read_for_resume(resume, args.model) if resume else None
-        train_loader, val_set = make_data(dataset, recipe, device)
+        content = checkpoint.read_for_resume(resume, args.model) if resume else None
+        train_loader, val_set = training_data(dataset, recipe, plan, device)
         if distributed.is_main():
             folder.mkdir(parents=True, exist_ok=True)
+            checkpoint.clear_parts(folder)
     log.setup(Path("logs") / f"{args.run}.log", enabled=distributed.is_main())
     settings = describe(args, dataset, recipe, device)
     if distributed.is_main():
         (folder / "config.yaml").write_text(settings, encoding="utf-8")
     log.info(settings)
     log.info(describe_flip(recipe.flip, dataset.categories, dataset.mirror_pairs))
-    world, per_process = distributed.world_size(), train_loader.batch_size
-    log.info(f"batch: {world} processes x {per_process} clips = {world * per_process}, lr {recipe.lr}")
+    log.info(val_set.modality.describe(dataset.image_tmpl))
+    log.info(batch_line)
+    describe_workers(recipe.workers)
 
+    random.seed(recipe.seed)
+    np.random.seed(recipe.seed)  # noqa: NPY002  nothing here draws from it; what a user adds may
     with distributed.main_process_first():  # it alone fetches ImageNet weights
-        model, optimizer = make_model(args.model, dataset.num_classes, recipe, device, from_imagenet=not resume)
-    start, best = 0, 0.0
-    if state:
-        load_weights(model, state, name=str(resume))
-        checkpoint.restore_optimizer(optimizer, state, resume)
-        start, best = state["epoch"], state["best_prec1"]
-        log.info(f"resumed from {resume}: {start} of {recipe.epochs} epochs done, best Prec@1 {best:.3f}")
-        for change in checkpoint.changes(state, config.to_plain(recipe)):
+        model = build_for_training(args.model, dataset.num_classes, recipe, device, with_weights=not resume)
+        averaged = average_weights(model, recipe.ema_decay)
+        state = TrainingState(model, build_optimizer(model, recipe), precision, averaged)
+    if content:
+        state.restore(content, str(resume))
+        log.info(f"resumed from {resume}: {state}")
+        for change in checkpoint.changes(content, config.to_plain(recipe)):
             log.info(f"changed since that checkpoint: {change}")
-    net = DistributedDataParallel(model, [device.index] if device.type == "cuda" else None) if world > 1 else model
+    if recipe.compile:
+        model.compile()
+    net = model
+    if distributed.world_size() > 1:
+        net = DistributedDataParallel(model, [device.index] if device.type == "cuda" else None)
     board = SummaryWriter(str(folder / "tensorboard")) if distributed.is_main() else None
+    saved = time.monotonic()
 
-    for epoch in range(start, recipe.epochs):
-        # Seeded by epoch, so that a resumed run draws what an undisturbed one would.
-        torch.manual_seed((recipe.seed * 1000 + epoch) * 1000 + distributed.rank())
-        train_loader.sampler.set_epoch(epoch)
-        train_loader.dataset.epoch = epoch
-        lr = learning_rate(recipe, epoch)
-        set_learning_rate(optimizer, lr, recipe.lr_multipliers)
-        trained = train_one_epoch(net, train_loader, optimizer, recipe, epoch, lr, device)
-
-        done, is_best, tested = epoch + 1, False, {}
-        if done % recipe.eval_every == 0 or done > recipe.epochs - max(1, recipe.eval_last):
-            distributed.share_buffers(model)
-            loading = {"batch_size": per_process, "workers": recipe.workers, "print_every": recipe.print_every}
-            _, tested = evaluate(model, val_set, device, **loading, label_smoothing=recipe.label_smoothing)
-            # The first validation makes a best checkpoint even at 0 %: what tests a run looks for that file.
-            is_best = tested["top1"] > best or not (folder / checkpoint.BEST).exists()
-            best = max(tested["top1"], best)
+    def save(is_best: bool = False) -> None:
+        nonlocal saved
         if distributed.is_main():
-            board.add_scalar("lr", lr, done)
-            for split, values in (("train", trained), ("val", tested)):
-                for name, value in values.items():
-                    board.add_scalar(f"{split}/{name}", value, done)
-            board.flush()
-            state = {"epoch": done, "arch": args.model, "state_dict": model.state_dict(), "best_prec1": best}
-            state |= {"optimizer": optimizer.state_dict(), "config": yaml.safe_load(settings)}
-            checkpoint.save(folder, state, is_best, recipe.keep_checkpoints)
-    log.info(f"finished: {recipe.epochs} epochs, best Prec@1 {best:.3f}, checkpoints in {folder}")
+            checkpoint.save(folder, state.to_checkpoint(yaml.safe_load(settings)), is_best, recipe.keep)
+        saved = time.monotonic()
+
+    def after_step(stop_now: bool) -> None:
+        if stop_now or checkpoint.is_due(recipe.save_every, state.step, time.monotonic() - saved):
+            save()
+        if stop_now:
+            log.info(f"stopped, {state}; go on with --resume auto")
+            raise Stopped
+
+    with StopRequest() as stop:
+        while state.epoch < recipe.epochs:
+            lr = learning_rate(recipe, state.epoch)
+            set_learning_rate(state.optimizer, lr, recipe.lr_multipliers)
+            trained = train_one_epoch(net, train_loader, state, recipe, lr, stop, after_step)
+
+            done, is_best, tested = state.epoch + 1, False, {}
+            if done % recipe.eval_every == 0 or done > recipe.epochs - max(1, recipe.eval_last):
+                distributed.share_buffers(state.tested)
+                sizes = {"batch_size": plan.per_process, "workers": recipe.workers, "print_every": recipe.print_every}
+                try:
+                    _, tested = evaluate(
+                        state.tested, val_set, precision, **sizes, label_smoothing=recipe.label_smoothing, stop=stop
+                    )
+                except Stopped:
+                    after_step(True)
+                # The first validation makes a best checkpoint even at 0 %: what tests a run looks for that file.
+                is_best = tested["top1"] > state.best or not (folder / checkpoint.BEST).exists()
+                state.best = max(tested["top1"], state.best)
+            state.next_epoch()
+            if distributed.is_main():
+                write_board(board, done, lr, trained, tested)
+            save(is_best)
+    log.info(f"finished: {recipe.epochs} epochs, best Prec@1 {state.best:.3f}, checkpoints in {folder}")
+
+
+def make_recipe(args: argparse.Namespace, dataset: DatasetConfig) -> tuple[Recipe, BatchPlan, str]:
+    """The recipe with the flags, how a step's clips are shared, and that in one line for the log."""
+    given = config.given_recipe_flags(args)
+    published = config.load_recipe(args.model, dataset.name, args.variant)
+    recipe = config.load_recipe(args.model, dataset.name, args.variant, **given)
+    plan = plan_batch(recipe.global_batch_size, recipe.batch_size, distributed.world_size())
+    recipe.global_batch_size, scaling = plan.global_batch, ""
+    if plan.global_batch != published.global_batch_size and recipe.scale_lr and "lr" not in given:
+        recipe.lr = published.lr * plan.global_batch / published.global_batch_size
+        ratio = f"{plan.global_batch} / {published.global_batch_size}"
+        scaling = f" ({published.lr:g} x {ratio}; --scale_lr false keeps {published.lr:g})"
+    return recipe, plan, f"batch: {plan}, lr {recipe.lr:g}{scaling}"
 
 
 def describe(args: argparse.Namespace, dataset: DatasetConfig, recipe: Recipe, device: torch.device) -> str:
@@ -120,22 +159,6 @@ def describe(args: argparse.Namespace, dataset: DatasetConfig, recipe: Recipe, d
     return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=1000)
 
 
-def make_model(
-    name: str, num_classes: int, recipe: Recipe, device: torch.device, from_imagenet: bool
-) -> tuple[torch.nn.Module, torch.optim.SGD]:
-    torch.manual_seed(recipe.seed)
-    model = build_from_recipe(name, num_classes, recipe)
-    if recipe.pretrained and from_imagenet:
-        log.info(str(load_imagenet(model, recipe.pretrained)))
-    model = model.to(device).train()  # partial BN freezes in train(), before the groups are made
-    groups = parameter_groups(model, recipe.fc_lr_mult, recipe.fc_bias_lr_mult, recipe.sda_lr_mult)
-    for group in groups:
-        lr_mult = group["lr_mult"] if recipe.lr_multipliers else "1 (lr_multipliers is off)"
-        shown = f"lr_mult: {lr_mult}, decay_mult: {group['decay_mult']}"
-        log.info(f"group: {group['name']} has {len(group['params'])} params, {shown}")
-    return model, build_sgd(groups, recipe.lr, recipe.momentum, recipe.nesterov, recipe.weight_decay)
-
-
 def find_checkpoint(resume: str | None, folder: Path) -> Path | None:
     """The file to go on from. A run's later checkpoints are never overwritten."""
     found = checkpoint.newest(folder)
@@ -148,48 +171,12 @@ def find_checkpoint(resume: str | None, folder: Path) -> Path | None:
     return Path(resume)
 
 
-def make_data(dataset: DatasetConfig, recipe: Recipe, device: torch.device) -> tuple[DataLoader, EvalDataset]:
-    world = distributed.world_size()
-    per_process = recipe.batch_size or recipe.global_batch_size // world
-    if not recipe.batch_size and recipe.global_batch_size % world:
-        raise ConfigError(
-            f"global_batch_size {recipe.global_batch_size} does not divide by {world} processes; "
-            "change it, or give --batch_size for one process"
-        )
-    source = {"root": dataset.root, "image_tmpl": dataset.image_tmpl, "num_segments": recipe.num_segments}
-    train_set = TrainDataset(
-        read_list(dataset.train_list, dataset.num_classes),
-        **source,
-        resize=recipe.train_resize,
-        input_size=recipe.input_size,
-        flip=recipe.flip,
-        mirror_pairs=dataset.mirror_pairs,
-        seed=recipe.seed,
-    )
-    val_set = EvalDataset(
-        read_list(dataset.val_list, dataset.num_classes),
-        **source,
-        resize=recipe.val_resize,
-        crop_size=recipe.val_crop,
-        input_size=recipe.input_size,
-        short_videos=recipe.val_short_videos,
-    )
-    sampler = DistributedSampler(train_set, world, distributed.rank(), seed=recipe.seed, drop_last=True)
-    loader = DataLoader(
-        train_set,
-        per_process,
-        sampler=sampler,
-        num_workers=recipe.workers,
-        collate_fn=collate,
-        pin_memory=device.type == "cuda",
-        drop_last=True,
-    )
-    if not len(loader):
-        raise ConfigError(
-            f"{dataset.train_list}: {len(train_set)} videos are fewer than one batch of "
-            f"{world * per_process}; lower --batch_size"
-        )
-    return loader, val_set
+def write_board(board: SummaryWriter, epochs: int, lr: float, trained: dict, tested: dict) -> None:
+    board.add_scalar("lr", lr, epochs)
+    for split, values in (("train", trained), ("val", tested)):
+        for name, value in values.items():
+            board.add_scalar(f"{split}/{name}", value, epochs)
+    board.flush()
 
 
 if __name__ == "__main__":

@@ -7,11 +7,13 @@ import numpy as np
 import torch
 
 from data import DataError, DatasetConfig, EvalDataset, load_dataset_config, read_list
+from data.modality import Modality
 from engine import config, distributed, log
 from engine.config import ConfigError, Recipe
 from engine.evaluate import evaluate
 from engine.metrics import accuracy
 from engine.network import build_from_recipe
+from engine.precision import Precision
 from models import WeightsError, list_models, load_weights
 from models.weights import read_checkpoint, released_model
 
@@ -33,6 +35,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU where there is one")
     parser.add_argument("--batch_size", type=int, default=16, help="most clips in one forward pass (default 16)")
     parser.add_argument("--workers", type=int, help="loading processes")
+    parser.add_argument("--precision", default="fp32", choices=config.CHOICES["precision"], help="default: fp32")
     parser.add_argument("--scores", metavar="out.npz", help="write scores, labels and paths here")
     args = config.parse_arguments(parser)
     if args.batch_size < 1:
@@ -42,6 +45,7 @@ def parse_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     device = distributed.init(args.device)
+    precision = Precision(args.precision, device)
     log.setup(None, enabled=distributed.is_main())
     with distributed.main_process_first():  # it alone draws the toy set
         dataset = load_dataset_config(args.dataset, root=args.root, val_list=args.list, image_tmpl=args.image_tmpl)
@@ -54,7 +58,7 @@ def main(args: argparse.Namespace) -> None:
             test_set, protocol = make_test_set(args, recipe, dataset, videos)
         log.info(f"{weights}: {model.arch}, {protocol}, {len(videos)} videos")
         workers = recipe.workers if args.workers is None else config.coerce("workers", args.workers)
-        scores, _ = evaluate(model.to(device), test_set, device, args.batch_size, workers, recipe.print_every)
+        scores, _ = evaluate(model.to(device), test_set, precision, args.batch_size, workers, recipe.print_every)
         members.append(scores)
         protocols.append(f"{model.arch} {protocol}")
 
@@ -136,6 +140,7 @@ def make_test_set(
         short_videos=short_videos,
         num_crops=num_crops,
         num_clips=num_clips,
+        modality=Modality(recipe.modality, recipe.data_length),
     )
     shown = "as stored" if resize is None else "x".join(map(str, resize)) if isinstance(resize, tuple) else resize
     views = f"{recipe.num_segments}x{num_crops}x{num_clips} @{input_size}"

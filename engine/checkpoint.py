@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole or not at all, found again, kept few."""
+"""Checkpoint files of a run: written whole or not at all, found again, kept few."""
 
 import os
 import re
@@ -12,24 +12,25 @@ from models.weights import read_checkpoint
 from .config import ConfigError
 
 BEST = "resnet_rgb_model_best.pth.tar"
-_EPOCH = re.compile(r"resnet_rgb_epoch_(\d+)_checkpoint\.pth\.tar")
+_NUMBERED = re.compile(r"resnet_rgb_epoch_(\d+)(?:_step_(\d+))?_checkpoint\.pth\.tar")
 
 
-def epoch_file(folder: Path, epochs_done: int) -> Path:
-    """The published name of the checkpoint after ``epochs_done`` epochs."""
-    return folder / f"resnet_rgb_epoch_{epochs_done}_checkpoint.pth.tar"
+def file_name(epochs: int, steps: int = 0) -> str:
+    """The published name of the checkpoint after ``epochs`` epochs; one from within an epoch says its steps too."""
+    return f"resnet_rgb_epoch_{epochs}{f'_step_{steps}' if steps else ''}_checkpoint.pth.tar"
 
 
-def save(folder: Path, state: dict, is_best: bool, keep: int) -> None:
-    """Write the checkpoint of ``state["epoch"]`` epochs and, if best, the best one; drop all but the last ``keep``.
+def save(folder: Path, content: dict, is_best: bool, keep: int) -> None:
+    """Write a checkpoint under the name of its epoch and step and, if best, under the best one's.
 
-    A file gets its name only when it is complete and on disk, so a crash leaves the former one as it was.
+    Then drop all but the last ``keep`` epochs and, within the present epoch, all but the last step. A file gets its
+    name only when it is complete and on disk, so a crash leaves the former ones as they were.
     """
-    path = epoch_file(folder, state["epoch"])
+    path = folder / file_name(content["epoch"], content["step"])
     part = path.with_name(f"{path.name}.part")
     try:
         with open(part, "wb") as file:
-            torch.save(state, file)
+            torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
         part.rename(path)
@@ -40,47 +41,78 @@ def save(folder: Path, state: dict, is_best: bool, keep: int) -> None:
             except OSError:
                 shutil.copyfile(path, part)
             part.rename(folder / BEST)
+        _sync_folder(folder)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         part.unlink(missing_ok=True)
         raise ConfigError(f"{path}: cannot be written ({error}); make room or choose another --run folder") from error
-    for old in _by_epoch(folder)[:-keep]:
-        old.unlink()
+    numbered = _numbered(folder)
+    epochs = [key for key in numbered if key[1] == 0]
+    for key in [*epochs[:-keep], *(key for key in numbered if key[1] and key != max(numbered))]:
+        numbered[key].unlink(missing_ok=True)
+
+
+def is_due(save_every: int | str | None, step: int, seconds: float) -> bool:
+    """Whether it is time to save within an epoch: after so many steps, or minutes (``"20m"``) since the last one."""
+    if isinstance(save_every, str):
+        return seconds >= 60 * float(save_every.removesuffix("m"))
+    return save_every is not None and step % save_every == 0
 
 
 def newest(folder: Path) -> Path | None:
-    """The checkpoint of the most epochs in a run folder."""
-    found = _by_epoch(folder)
-    return found[-1] if found else None
+    """The checkpoint that has come furthest in a run folder."""
+    numbered = _numbered(folder)
+    return numbered[max(numbered)] if numbered else None
+
+
+def clear_parts(folder: Path) -> None:
+    """Remove what a process that was killed while writing has left."""
+    for part in folder.glob("*.pth.tar.part"):
+        part.unlink(missing_ok=True)
 
 
 def read_for_resume(path: Path, arch: str) -> dict:
     """A checkpoint that training can go on from. Errors: ``ConfigError`` or ``WeightsError`` with the reason."""
-    checkpoint = read_checkpoint(path)
-    if not {"optimizer", "config", "arch", "epoch", "best_prec1"} <= set(checkpoint):
+    content = read_checkpoint(path)
+    if not {"optimizer", "config", "arch", "epoch", "best_prec1"} <= set(content):
         raise ConfigError(f"{path}: holds no optimiser state, so training cannot go on from it; start a new run")
-    if checkpoint["arch"] != arch:
-        raise ConfigError(f"{path}: is a run of {checkpoint['arch']}, not of {arch}; choose another --run")
-    return checkpoint
+    if content["arch"] != arch:
+        raise ConfigError(f"{path}: is a run of {content['arch']}, not of {arch}; choose another --run")
+    return content
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict, path: Path) -> None:
-    """Momentum from the checkpoint; learning rates, decay and multipliers stay those of the present recipe."""
+def restore_optimizer(optimizer: torch.optim.Optimizer, content: dict, source: str) -> None:
+    """Momentum from a checkpoint; learning rates, decay and multipliers stay those of the present recipe."""
     groups = optimizer.state_dict()["param_groups"]
     try:
-        optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+        optimizer.load_state_dict({"state": content["optimizer"]["state"], "param_groups": groups})
     except (KeyError, ValueError) as error:
-        raise ConfigError(f"{path}: its optimiser state does not fit the model as set now ({error})") from None
-    saved = [len(group["params"]) for group in state["optimizer"]["param_groups"]]
+        raise ConfigError(f"{source}: its optimiser state does not fit the model as set now ({error})") from None
+    saved = [len(group["params"]) for group in content["optimizer"]["param_groups"]]
     if saved != [len(group["params"]) for group in groups]:
-        raise ConfigError(f"{path}: other parameters were trained there; keep its partial_bn, or start a new run")
+        raise ConfigError(f"{source}: other parameters were trained there; freeze what it froze, or start a new run")
 
 
-def changes(state: dict, recipe: dict) -> list[str]:
+def changes(content: dict, recipe: dict) -> list[str]:
     """What the present recipe says otherwise than the checkpoint's, as ``key: then -> now``."""
-    then = state["config"].get("recipe", {})
+    then = content["config"].get("recipe", {})
     return [f"{key}: {then.get(key)} -> {value}" for key, value in recipe.items() if then.get(key) != value]
 
 
-def _by_epoch(folder: Path) -> list[Path]:
-    found = [(int(match[1]), path) for path in folder.glob("*.pth.tar") if (match := _EPOCH.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
+def _numbered(folder: Path) -> dict[tuple[int, int], Path]:
+    """(epochs, steps) -> file, in that order."""
+    found = ((_NUMBERED.fullmatch(path.name), path) for path in folder.glob("*.pth.tar"))
+    return dict(sorted(((int(match[1]), int(match[2] or 0)), path) for match, path in found if match))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the new names to disk, where the system can."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)

@@ -3,13 +3,15 @@
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 
 from .config import ConfigError
+from .interrupt import EXIT_CODE, Stopped
 
 
 def init(device: str | None) -> torch.device:
@@ -30,7 +32,9 @@ def init(device: str | None) -> torch.device:
             )
         torch.cuda.set_device(local)
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(hours=1))
+        # gloo beside NCCL: what the host alone needs to know (sums of losses, a stop) does not pass through the GPU.
+        backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(hours=1))
     return torch.device(device, local) if device == "cuda" else torch.device(device)
 
 
@@ -96,18 +100,34 @@ def gather_objects(value: object) -> list:
     return values
 
 
+def fail_together(error: Exception) -> NoReturn:
+    """Raise what every process has found out; the first one alone says it."""
+    if not is_main():
+        with suppress(RuntimeError):  # the first one leaves and never joins
+            all_sum(torch.zeros(1))
+        os._exit(1)
+    raise error
+
+
 def run_program(main: Callable[[], None], errors: tuple[type[Exception], ...]) -> None:
     """Run ``main`` and leave the process group; an expected error is one line and exit status 1.
 
-    A process that fails does not wait for the others, which may be waiting for it: torchrun ends them.
+    A run that was asked to stop ends with status ``interrupt.EXIT_CODE``. A process that fails does not wait for the
+    others, which may be waiting for it: torchrun ends them.
     """
     try:
         main()
+    except Stopped:
+        _leave(EXIT_CODE)
     except errors as error:
-        if not dist.is_initialized():
-            sys.exit(f"error: {error}")
         print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        os._exit(1)
+        _leave(1)
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _leave(code: int) -> NoReturn:
+    sys.stdout.flush()
+    if dist.is_initialized():
+        os._exit(code)
+    sys.exit(code)

@@ -5,47 +5,50 @@ import time
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 
-from data import EvalDataset, collate
-from data.transforms import normalise
+from data import EvalDataset
 
 from . import distributed
+from .interrupt import Stopped, StopRequest
+from .loading import check_shared_memory, make_loader
 from .log import Meter, info, progress
 from .metrics import accuracy
+from .precision import Precision
 
 
 def evaluate(
     model: nn.Module,
     dataset: EvalDataset,
-    device: torch.device,
+    precision: Precision,
     batch_size: int,
     workers: int,
     print_every: int,
     label_smoothing: float = 0.0,
+    stop: StopRequest | None = None,
 ) -> tuple[np.ndarray, dict[str, float]]:
     """Scores (N, K) float32 in list order, mean logits over views, and ``loss top1 top5 class_accuracy``.
 
     Every process takes each P-th video and all get the whole result; nothing is padded or dropped. ``batch_size`` is
-    the most clips in one forward pass, views counted.
+    the most clips in one forward pass, views counted; the model is on ``precision.device``.
+    Errors: ``Stopped`` if a process was asked to stop meanwhile.
     """
     model.eval()
     mine = list(range(distributed.rank(), len(dataset), distributed.world_size()))
     views = dataset.num_crops * dataset.num_clips
-    loader = DataLoader(
-        Subset(dataset, mine),
-        batch_size=max(1, batch_size // views),
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=device.type == "cuda",
-    )
+    videos = max(1, batch_size // views)
+    clip_bytes = dataset.num_segments * dataset.modality.stored_channels * dataset.input_size**2
+    check_shared_memory(workers, videos * views * clip_bytes)
+    loader = make_loader(Subset(dataset, mine), workers, precision.device, batch_size=videos)
     times, speed, totals = Meter(), Meter(), np.zeros(4)  # sums of loss, top-1, top-5 and videos
     labels_of = np.array([video.label for video in dataset.videos])
     scores: list[np.ndarray] = []
     start = time.perf_counter()
     for i, (clips, labels, _) in enumerate(progress(loader, "val")):
+        if stop is not None and stop.requested:
+            break
         loaded = time.perf_counter()
-        batch = _scores(model, clips.to(device, non_blocking=True), batch_size)
+        batch = _scores(model, clips.to(precision.device, non_blocking=True), batch_size, dataset, precision)
         scores.append(batch)
         step = _statistics(batch, labels.numpy(), label_smoothing) * len(labels)
         totals += step
@@ -60,9 +63,12 @@ def evaluate(
             )
         start = time.perf_counter()
 
-    parts = distributed.gather_objects((mine, np.concatenate(scores) if scores else None))
-    whole = np.empty((len(dataset), next(part.shape[1] for _, part in parts if part is not None)), np.float32)
-    for indices, part in parts:
+    stopped = stop is not None and stop.requested
+    parts = distributed.gather_objects((mine, np.concatenate(scores) if scores else None, stopped))
+    if any(stopped for *_, stopped in parts):
+        raise Stopped
+    whole = np.empty((len(dataset), next(part.shape[1] for _, part, _ in parts if part is not None)), np.float32)
+    for indices, part, _ in parts:
         if part is not None:
             whole[indices] = part
     loss = _statistics(whole, labels_of, label_smoothing)[0]
@@ -76,11 +82,16 @@ def evaluate(
 
 
 @torch.no_grad()
-def _scores(model: nn.Module, clips: torch.Tensor, batch_size: int) -> np.ndarray:
-    """uint8 (N,V,T,3,H,W) -> mean logits (N,K), at most ``batch_size`` clips at a time."""
+def _scores(
+    model: nn.Module, clips: torch.Tensor, batch_size: int, dataset: EvalDataset, precision: Precision
+) -> np.ndarray:
+    """uint8 (N,V,T,C,H,W) -> mean logits (N,K), at most ``batch_size`` clips at a time."""
     n, views = clips.shape[:2]
-    logits = torch.cat([model(normalise(part)).float() for part in clips.flatten(0, 1).split(batch_size)])  # (N*V, K)
-    return logits.unflatten(0, (n, views)).mean(1).cpu().numpy()
+    logits = []
+    for part in clips.flatten(0, 1).split(batch_size):
+        with precision.autocast():
+            logits.append(model(dataset.modality.normalise(part)).float())
+    return torch.cat(logits).unflatten(0, (n, views)).mean(1).cpu().numpy()  # from (N*V, K)
 
 
 def _statistics(scores: np.ndarray, labels: np.ndarray, label_smoothing: float) -> np.ndarray:

@@ -3,6 +3,7 @@
 import logging
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from torch.utils.data import DataLoader
@@ -11,6 +12,7 @@ from tqdm import tqdm
 from data import batches
 
 from . import distributed
+from .config import ConfigError
 
 LOGGER = logging.getLogger("motion")
 
@@ -51,6 +53,21 @@ class _Console(logging.Handler):
         sys.stdout.flush()
 
 
+class _File(logging.FileHandler):
+    """A log file; a line that cannot be written ends the run."""
+
+    def __init__(self, path: Path):
+        super().__init__(path, encoding="utf-8")
+        self.path = path
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        LOGGER.removeHandler(self)
+        with suppress(OSError):
+            self.close()
+        raise ConfigError(f"{self.path}: cannot be written ({error}); make room, then --resume auto") from error
+
+
 def progress(loader: DataLoader, what: str) -> tqdm:
     """The batches of ``loader`` under a bar: on a terminal, of the first process; none in a pipe."""
     hidden = None if distributed.is_main() else True  # None: tqdm looks whether it writes to a terminal
@@ -65,7 +82,7 @@ def setup(log_file: Path | None, enabled: bool = True) -> None:
     handlers: list[logging.Handler] = [_Console()]
     if log_file is not None and enabled:
         log_file.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
+        handlers.append(_File(log_file))
     form = logging.Formatter("[%(asctime)s][%(levelname)s] %(filename)s: %(lineno)3d: %(message)s", "%m/%d %H:%M:%S")
     for handler in handlers:
         handler.setFormatter(form)

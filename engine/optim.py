@@ -1,24 +1,32 @@
-"""Parameter groups and one step of SGD, as the released code of the two papers does them."""
+"""Parameter groups, SGD and its learning rates, as the released code of the two papers has them."""
 
 import torch
-from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.resnet import VideoResNet
 from ops import SDA
 from ops.sda import QueryAggregation
 
+from .config import ConfigError, Recipe
+from .log import info
+
 
 def parameter_groups(
-    model: VideoResNet, fc_lr_mult: float = 1.0, fc_bias_lr_mult: float = 2.0, sda_lr_mult: float = 5.0
+    model: VideoResNet,
+    fc_lr_mult: float = 1.0,
+    fc_bias_lr_mult: float = 2.0,
+    sda_lr_mult: float = 5.0,
+    flow: bool = False,
 ) -> list[dict]:
     """Groups for ``torch.optim.SGD`` with ``name lr_mult decay_mult param_names`` beside ``params``.
 
     Weight decay falls on weights (P1 and I of RSA among them), not on biases, BN or SDA's query. The weights of SDA,
     not its BN, learn ``sda_lr_mult`` times faster; the classifier has multipliers of its own (RSA 1 and 2, SDA 1 and
-    2, TSM 5 and 10). Parameters frozen by partial BN are in no group.
+    2, TSM 5 and 10), and TSM's first convolution on ``flow`` (5 and 10). Frozen parameters are in no group.
     """
     rules = {
+        "conv1_weight": (5.0 if flow else 1.0, 1.0),
+        "conv1_bias": (10.0 if flow else 2.0, 0.0),
         "weight": (1.0, 1.0),
         "bias": (2.0, 0.0),
         "bn": (1.0, 0.0),
@@ -42,6 +50,8 @@ def parameter_groups(
                 kind = "sda_query"
             elif module is model.new_fc:
                 kind = f"fc_{leaf}"
+            elif flow and module is model.base_model.conv1:
+                kind = f"conv1_{leaf}"
             elif module_name.startswith(sda):
                 kind = "sda_weight"
             else:
@@ -49,6 +59,20 @@ def parameter_groups(
             groups[kind]["params"].append(parameter)
             groups[kind]["param_names"].append(f"{module_name}.{leaf}")
     return [group for group in groups.values() if group["params"]]
+
+
+def build_optimizer(model: VideoResNet, recipe: Recipe) -> torch.optim.SGD:
+    """The recipe's optimiser; its groups go to the log. Errors: ``ConfigError`` if everything is frozen."""
+    groups = parameter_groups(
+        model, recipe.fc_lr_mult, recipe.fc_bias_lr_mult, recipe.sda_lr_mult, flow=recipe.modality == "Flow"
+    )
+    for group in groups:
+        lr_mult = group["lr_mult"] if recipe.lr_multipliers else "1 (lr_multipliers is off)"
+        shown = f"lr_mult: {lr_mult}, decay_mult: {group['decay_mult']}"
+        info(f"group: {group['name']} has {len(group['params'])} params, {shown}")
+    if not groups:
+        raise ConfigError("nothing is left to train; lower frozen_stages")
+    return build_sgd(groups, recipe.lr, recipe.momentum, recipe.nesterov, recipe.weight_decay)
 
 
 def build_sgd(groups: list[dict], lr: float, momentum: float, nesterov: bool, weight_decay: float) -> torch.optim.SGD:
@@ -65,25 +89,3 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float, use_multiplie
     """
     for group in optimizer.param_groups:
         group["lr"] = lr * (group["lr_mult"] if use_multipliers else 1.0)
-
-
-def train_step(
-    model: nn.Module,
-    clips: Tensor,
-    labels: Tensor,
-    optimizer: torch.optim.Optimizer,
-    label_smoothing: float = 0.0,
-    clip_gradient: float | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One step on normalised clips (N,T,3,H,W) and labels (N): returns detached logits (N,K), loss and gradient norm.
-
-    The loss is the cross-entropy; with smoothing e, ``(1-e)*NLL + e*mean over classes of -log p``.
-    """
-    logits = model(clips)
-    loss = nn.functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-    optimizer.zero_grad()
-    loss.backward()
-    limit = float("inf") if clip_gradient is None else clip_gradient
-    norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
-    optimizer.step()
-    return logits.detach(), loss.detach(), norm

@@ -7,8 +7,11 @@ import pytest
 import torch
 from golden_values import formula_parameter, formula_tensor, relative_error, table
 
-from engine.optim import build_sgd, parameter_groups, set_learning_rate, train_step
+from engine.batch import BatchPlan
+from engine.optim import build_sgd, parameter_groups, set_learning_rate
+from engine.precision import Precision
 from engine.schedule import multi_step, warmup_cosine
+from engine.step import train_step
 from models import build_model, load_weights
 from models.costs import costs
 
@@ -54,9 +57,10 @@ def four_steps(name: str, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
     optimizer = build_sgd(parameter_groups(model), **sgd)
     set_learning_rate(optimizer, sgd["lr"], use_multipliers=True)
     clips, labels = golden_clips().to(dtype), torch.arange(2) * 37 % 174
-    results = [train_step(model, clips, labels, optimizer, **step) for _ in range(4)]
-    losses = np.array([loss.item() for _, loss, _ in results])
-    norms = np.array([norm.item() for _, _, norm in results])
+    fp32 = Precision("fp32", torch.device("cpu"))
+    results = [train_step(model, [(clips, labels)], optimizer, BatchPlan(2), fp32, **step) for _ in range(4)]
+    losses = np.array([step.loss / 2 for step in results])
+    norms = np.array([step.norm for step in results])
     return abs(losses / golden["train_losses"] - 1), abs(norms / golden["grad_norms"] - 1)
 
 

@@ -121,7 +121,7 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(trained):
     assert all(torch.equal(a[key], b[key]) for key in a)
 
     finished = run_inside("main.py", dataset, "tsm_tiny", "--run", "first", "--resume", "auto", *flags, cwd=folder)
-    assert finished.returncode == 0 and "2 of 2 epochs done" in finished.stdout and "Epoch:" not in finished.stdout
+    assert finished.returncode == 0 and ": 2 epochs done, best" in finished.stdout and "Epoch:" not in finished.stdout
     settings, log = folder / "net_runs/first/config.yaml", folder / "logs/first.log"
     before = settings.read_text(), log.read_text()
     other = run_inside("main.py", dataset, "tsn_tiny", "--run", "first", "--resume", "auto", *flags, cwd=folder)
@@ -259,15 +259,13 @@ def test_two_processes_train_and_validate_the_model_that_they_save(tmp_path):
     dataset = make_dataset(tmp_path)
     result = run("main.py", dataset, "rsanet_tiny", "--run", "two", *quick_flags(), cwd=tmp_path, processes=2)
     assert result.returncode == 0, result.stdout
-    assert "batch: 2 processes x 2 clips = 4" in result.stdout and result.stdout.count("Validation Results") == 2
+    assert "batch: 2 processes x 2 clips x 1 accumulated = 4, lr 0.05" in result.stdout
+    assert result.stdout.count("Validation Results") == 2
     assert len(EPOCH_LINE.findall(result.stdout)) == 4 and (tmp_path / "net_runs" / "two" / BEST).exists()
     last = "net_runs/two/resnet_rgb_epoch_2_checkpoint.pth.tar"
     flags = ["--weights", last, "--device", "cpu", "--workers", 0, "--batch_size", 2]
     alone = run_inside("test_models.py", dataset, *flags, cwd=tmp_path)
     assert results(alone.stdout)[-1] == results(result.stdout)[-1], alone.stdout
-    five = quick_flags(global_batch_size=5)
-    odd = run("main.py", dataset, "tsn_tiny", "--run", "odd", *five, cwd=tmp_path, processes=2)
-    assert odd.returncode != 0 and "global_batch_size 5 does not divide by 2 processes" in odd.stdout
 
 
 @pytest.mark.parametrize(
@@ -315,14 +313,14 @@ def test_dataset_errors_are_one_line(trained, tmp_path, program, change, message
         (["--learning_rate", "1"], "unknown argument '--learning_rate'"),
         (["--epoch", "1"], "unknown argument '--epoch'; did you mean --epochs"),
         (["--variant", "fast"], "no variant 'fast'"),
-        (["--global_batch_size", "64"], "8 videos are fewer than one batch of 64; lower --batch_size"),
+        (["--global_batch_size", "64"], "8 videos are fewer than one batch of 64; lower --global_batch_size"),
         (["--device", "cuda"], "torch sees no GPU"),
         (["--pretrained", "nowhere.pth"], "nowhere.pth: no such weight file"),
         (["--model_options", "{fold: 4}"], "tsn_tiny cannot be built with .*fold"),
         (["--lr_steps", "[a]"], r"lr_steps is \['a'\], not a list of whole numbers"),
         (["--model_options", "["], "model_options is '\\[', which cannot be read as a dict"),
         (["--resume", "nowhere.pth.tar"], "nowhere.pth.tar: no such weight file"),
-        (["--lr", "1e30"], "the loss is (nan|inf) in epoch"),
+        (["--lr", "1e30"], "epoch 0, step 1: the loss is (nan|inf) .* with the videos train/video"),
     ],
 )
 def test_settings_errors(trained, tmp_path, flags, message):

@@ -77,5 +77,6 @@ def run_inside(*command: object, cwd: Path) -> subprocess.CompletedProcess:
 
 def quick_flags(**changes: object) -> list[str]:
     """Recipe flags for a run of seconds."""
-    flags = {"epochs": 2, "global_batch_size": 4, "workers": 0, "num_segments": 4, "device": "cpu"} | changes
+    flags = {"epochs": 2, "global_batch_size": 4, "lr": 0.05, "workers": 0, "num_segments": 4, "device": "cpu"}
+    flags |= changes
     return [word for key, value in flags.items() for word in (f"--{key}", str(value))]

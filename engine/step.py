@@ -1,0 +1,77 @@
+"""One step of training: forward and backward passes of its micro-batches, one update."""
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from . import distributed
+from .batch import BatchPlan
+from .metrics import count_correct
+from .precision import Precision
+
+
+@dataclass
+class Step:
+    """What a step did. Sums are over the clips of all processes."""
+
+    loss: float  # sums
+    top1: float
+    top5: float
+    clips: float
+    finite: bool  # else the weights were left as they were
+    stop: bool  # whether any process was asked to stop
+    norm: float  # of the gradient, before clipping
+    bad: list[int] = field(default_factory=list)  # places of this process's clips whose loss is not a number
+
+
+def train_step(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    plan: BatchPlan,
+    precision: Precision,
+    label_smoothing: float = 0.0,
+    clip_gradient: float | None = None,
+    stop: bool = False,
+) -> Step:
+    """One update from the mean loss over the ``plan.global_batch`` clips of a step.
+
+    ``batches``: this process's ``plan.accumulation`` pairs of normalised clips (N,T,C,H,W) and labels (N). The loss is
+    the cross-entropy; with smoothing e, ``(1-e)*NLL + e*mean over classes of -log p``. The gradient is clipped to the
+    norm ``clip_gradient``. If a loss of any process, or the gradient, is not finite, no process updates.
+    """
+    optimizer.zero_grad()
+    losses, correct, clips_done = [], 0.0, 0
+    # DistributedDataParallel averages the gradients of the processes, so each is scaled up by their number.
+    scale = plan.processes / plan.global_batch
+    for i, (clips, labels) in enumerate(batches, start=1):
+        more = i < plan.accumulation and isinstance(model, DistributedDataParallel)
+        with model.no_sync() if more else nullcontext():
+            with precision.autocast():
+                logits = model(clips)
+            logits = logits.float()
+            loss = nn.functional.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none")
+            precision.scaler.scale(loss.sum() * scale).backward()
+        losses.append(loss.detach())
+        correct = correct + count_correct(logits.detach(), labels)
+        clips_done += len(labels)
+
+    precision.scaler.unscale_(optimizer)
+    limit = float("inf") if clip_gradient is None else clip_gradient
+    norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
+
+    loss = torch.cat(losses)
+    local = torch.stack([loss.sum(), *correct, norm]).double().cpu()  # waits for the device, once a step
+    bad = torch.nonzero(~torch.isfinite(loss)).flatten().tolist()
+    # The norm is that of the shared gradient, one for all; with a scaler an overflow is its daily business.
+    failed = not torch.isfinite(local[0]) or not (torch.isfinite(local[3]) or precision.scaler.is_enabled())
+    sums = torch.tensor([*local[:3], clips_done, failed, stop], dtype=torch.float64)
+    *sums, failed, stop = distributed.all_sum(sums).tolist()
+    if not failed:
+        precision.scaler.step(optimizer)
+    precision.scaler.update()
+    return Step(*sums, finite=not failed, stop=stop > 0, norm=float(local[3]), bad=bad)
