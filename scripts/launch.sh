@@ -1,7 +1,6 @@
-# Sourced by the train_* and test_* scripts: runs a program on every GPU there is, or in one process on none.
+# Sourced by the scripts that train and test: finds the interpreter and the GPUs, runs a program on them.
 
-launch() {
-    local python gpus
+find_python() {
     if [ -x .venv/bin/python ]; then
         python=.venv/bin/python
     else
@@ -12,11 +11,26 @@ launch() {
             "requirements.txt installed" >&2
         exit 1
     fi
+}
+
+# One process for each GPU there is, or one on the CPU.
+launch() {
+    find_python
     if [ "$gpus" -gt 1 ]; then
         # "--", because torchrun takes the program's --run for an abbreviation of its own --run-path.
         exec "$python" -m torch.distributed.run --standalone --nproc_per_node "$gpus" -- "$@"
     fi
     exec "$python" "$@"
+}
+
+# The same on each of several nodes, which find each other at host:port: launch_nodes <nodes> <host:port> <id> <program> ...
+# A process that dies is started again with the others; the run goes on from its newest checkpoint.
+launch_nodes() {
+    local nodes="$1" endpoint="$2" id="$3"
+    shift 3
+    find_python
+    exec "$python" -m torch.distributed.run --nnodes "$nodes" --nproc_per_node "$((gpus > 1 ? gpus : 1))" \
+        --rdzv_backend c10d --rdzv_endpoint "$endpoint" --rdzv_id "$id" --max_restarts 3 -- "$@"
 }
 
 usage() {

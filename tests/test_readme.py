@@ -3,8 +3,10 @@
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,7 +35,7 @@ def commands() -> list[str]:
 def workplace(tmp_path_factory):
     """A checkout with data of its own: the 'something' sets are 174 classes of which the videos hold two."""
     folder = tmp_path_factory.mktemp("checkout")
-    for name in ("ops", "models", "engine", "data", "scripts", "figs", "logs"):
+    for name in ("ops", "models", "engine", "data", "scripts", "figs", "logs", "benchmarks", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("toy_something", "__pycache__"))
     for name in ("main.py", "test_models.py"):
         shutil.copy(ROOT / name, folder)
@@ -49,11 +51,34 @@ def workplace(tmp_path_factory):
     config = yaml.safe_load(dataset.read_text())
     config |= {key: f"mine/{config[key]}" for key in ("root", "train_list", "val_list")}
     (folder / "my_set.yaml").write_text(yaml.safe_dump(config))
+    flow = folder / "mine" / "flow"
+    for frame in (folder / "mine" / "frames").rglob("*.jpg"):
+        target = flow / frame.parent.relative_to(folder / "mine" / "frames")
+        target.mkdir(parents=True, exist_ok=True)
+        for axis in "xy":
+            shutil.copy(frame, target / f"flow_{axis}_{frame.name}")
+    config |= {"root": "mine/flow", "image_tmpl": "flow_{}_{:05d}.jpg"}
+    (folder / "my_flow.yaml").write_text(yaml.safe_dump(config))
+    write_slurm_stubs(folder / "bin")
     for name, model in (("sda_tsm.pth.tar", "sda_tsm_r50"), ("resnet_rgb_model_best.pth.tar", "rsanet_r50")):
         (folder / "net_runs" / "released").mkdir(parents=True, exist_ok=True)
         state = {f"module.{key}": value for key, value in build_model(model, 174, 8).state_dict().items()}
         torch.save({"state_dict": state}, folder / "net_runs" / "released" / name)
     return folder
+
+
+def write_slurm_stubs(folder: Path) -> None:
+    """The three commands of Slurm that a job needs, on one machine: srun starts one process for each node."""
+    nodes = 'export SLURM_JOB_ID=7 SLURM_JOB_NUM_NODES="$2" SLURM_JOB_NODELIST=localhost SLURM_SUBMIT_DIR="$PWD"'
+    stubs = {
+        "sbatch": f'[ "$1" = --nodes ] || exit 9\n{nodes}\nshift 2\nexec bash "$@"\n',
+        "srun": 'for _ in $(seq "$SLURM_JOB_NUM_NODES"); do "$@" & done\nwait -n && wait -n\n',
+        "scontrol": 'if [ "$1" = requeue ]; then echo "requeued $2" >>requeued; else echo localhost; fi\n',
+    }
+    folder.mkdir()
+    for name, text in stubs.items():
+        (folder / name).write_text(f"#!/usr/bin/env bash\n{text}")
+        (folder / name).chmod(0o755)
 
 
 # A training with the published flags and these added is one of seconds.
@@ -62,11 +87,24 @@ SMALL = f"{SHORT} --num_segments 8 --train_resize none --val_resize 48 --val_cro
 FEW = "--device cpu --workers 0 --input 64"
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def toy_form(command: str) -> str | None:
     """The command as the test runs it, or None if another test or CI itself runs it as it stands."""
     if command in ("./scripts/quickstart.sh", "./scripts/run_tests.sh"):
         return None  # run_tests.sh runs this test; quickstart has a test of its own below
-    if command.startswith(("./scripts/train_", "python main.py", "MODEL=", "torchrun", "python -m torch")):
+    if command.startswith("./scripts/train_nodes.sh 2 node1:29500 "):  # both nodes are this machine
+        here = command.replace("node1:29500", f"localhost:{free_port()}")
+        return f"{here} {SMALL} & first=$!; {here} {SMALL} && wait $first"
+    if command == "python -m benchmarks.training":
+        return f"{command} tsn_tiny --size 32 --steps 1 --only channels_last activation_checkpointing"
+    if command == "python -m tests.kill_and_resume --kills 50":
+        return "python -m tests.kill_and_resume --kills 1"
+    if command.startswith(("./scripts/train_", "python main.py", "MODEL=", "torchrun", "sbatch ")):
         return f"{command} {SMALL}"
     if command.startswith(("./scripts/test_", "python test_models.py")):
         return f"{command} {FEW}"
@@ -77,7 +115,7 @@ def toy_form(command: str) -> str | None:
 
 def test_published_commands(workplace):
     """In the README's order: what is trained first is tested later."""
-    path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+    path = f"{os.path.dirname(sys.executable)}:{workplace / 'bin'}:{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": ""}
     for command in filter(None, map(toy_form, commands())):
         result = subprocess.run(

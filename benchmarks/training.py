@@ -1,0 +1,165 @@
+"""What each switch of training costs and saves: ``python -m benchmarks.training [MODEL ...]``.
+
+Every switch is set alone against the plain path (fp32, contiguous memory, nothing compiled). Steps of all settings are
+taken in turn in one process, so that a slow moment of the machine falls on all; a ratio is one of medians. Peak memory
+is of two steps, beyond the network itself: on a CPU of a process for each setting, on a GPU as PyTorch counts it.
+"""
+
+import argparse
+import json
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import torch
+
+from engine import config
+from engine.batch import plan_batch
+from engine.network import build_for_training
+from engine.optim import build_optimizer
+from engine.precision import Precision
+from engine.state import average_weights
+from engine.step import train_step
+from models import list_models
+
+PLAIN = {"precision": "fp32", "channels_last": False, "compile": False, "pretrained": None, "cudnn_benchmark": False}
+CPU = {
+    "plain": {},
+    "channels_last": {"channels_last": True},
+    "precision bf16": {"precision": "bf16"},
+    "channels_last, bf16": {"channels_last": True, "precision": "bf16"},
+    "compile": {"compile": True},
+    "channels_last, compile": {"channels_last": True, "compile": True},
+    "activation_checkpointing": {"activation_checkpointing": True},
+    "batch_size 1 (accumulated)": {"batch_size": 1},
+    "ema_decay 0.999": {"ema_decay": 0.999},
+}
+GPU = {
+    **CPU,
+    "cudnn_benchmark": {"cudnn_benchmark": True},
+    "precision tf32": {"precision": "tf32"},
+    "precision fp16": {"precision": "fp16"},
+    "all: channels_last, bf16, cudnn_benchmark": {"channels_last": True, "precision": "bf16", "cudnn_benchmark": True},
+}
+
+
+class Trainer:
+    """A network and one fixed batch; each call is a step of the path that main.py takes."""
+
+    def __init__(self, model: str, settings: dict, args: argparse.Namespace):
+        self.device = torch.device(args.device)
+        base = PLAIN | {"num_segments": args.num_segments, "global_batch_size": args.clips}
+        self.recipe = config.load_recipe(model, "something_v1", **base | settings)
+        self.plan = plan_batch(args.clips, self.recipe.batch_size, 1)
+        self.precision = Precision(self.recipe.precision, self.device)
+        self.model = build_for_training(model, 174, self.recipe, self.device, with_weights=False)
+        self.optimizer = build_optimizer(self.model, self.recipe)
+        self.ema = average_weights(self.model, self.recipe.ema_decay)
+        if self.recipe.compile:
+            self.model.compile()
+        clips = torch.randn(args.clips, args.num_segments, 3, args.size, args.size, device=self.device)
+        labels = torch.arange(args.clips, device=self.device)
+        parts = [self.plan.share(list(range(args.clips)), 0, i) for i in range(self.plan.accumulation)]
+        self.batches = [(clips[part], labels[part]) for part in parts]
+
+    def __call__(self) -> float:
+        """Seconds of one step."""
+        torch.backends.cudnn.benchmark = self.recipe.cudnn_benchmark
+        start = time.perf_counter()
+        train_step(self.model, self.batches, self.optimizer, self.plan, self.precision, clip_gradient=100.0)
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+
+def seconds(model: str, settings: dict[str, dict], args: argparse.Namespace) -> dict[str, list[float]]:
+    """The time of each setting's steps, taken in turn."""
+    trainers = {name: Trainer(model, values, args) for name, values in settings.items()}
+    times: dict[str, list[float]] = {name: [] for name in trainers}
+    for i in range(args.steps + 2):
+        for name, trainer in trainers.items():
+            if args.device == "cuda":  # one process holds all settings here, and tf32 is a switch of the process
+                Precision(trainer.recipe.precision, trainer.device)
+            elapsed = trainer()
+            if i >= 2:  # compiling, first allocations
+                times[name].append(elapsed)
+        print(f"  {model}: round {i + 1} of {args.steps + 2}", file=sys.stderr, flush=True)
+    return times
+
+
+def peak_memory(model: str, name: str, args: argparse.Namespace) -> float:
+    """MB that two steps take beyond the network and its optimiser."""
+    trainer = Trainer(model, GPU[name], args)
+    if args.device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        trainer(), trainer()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far, of imports and building, is forgotten
+    before = _resident("VmRSS")
+    trainer(), trainer()
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> float:
+    """MB of this process that are (``VmRSS``) or were at most (``VmHWM``) in memory. Linux."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) / 1e3
+
+
+def in_a_process_of_its_own(model: str, name: str) -> float:
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.training", *sys.argv[1:]]
+    result = subprocess.run([*command, "--memory_of", json.dumps([model, name])], stdout=subprocess.PIPE, check=True)
+    return float(result.stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="default: tsn_r50 tsm_r50 sda_tsm_r50 rsanet_r50")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--num_segments", type=int, default=8, metavar="T")
+    parser.add_argument("--size", type=int, default=224, metavar="PX")
+    parser.add_argument("--clips", type=int, default=2, metavar="N", help="clips in a step")
+    parser.add_argument("--steps", type=int, default=5, metavar="S", help="timed steps of each setting")
+    parser.add_argument("--only", nargs="+", metavar="SETTING", help="with the plain path, these settings alone")
+    parser.add_argument("--memory_of", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    unknown = [name for name in args.models if name not in list_models()]
+    if unknown:
+        parser.error(f"unknown model {unknown[0]!r}; known: {', '.join(list_models())}")
+    settings = GPU if args.device == "cuda" else CPU
+    if args.only:
+        wrong = [name for name in args.only if name not in settings]
+        if wrong:
+            parser.error(f"unknown setting {wrong[0]!r}; known: {', '.join(settings)}")
+        settings = {name: settings[name] for name in ("plain", *args.only)}
+    if args.memory_of:
+        print(peak_memory(*json.loads(args.memory_of), args))
+        return
+
+    device = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    versions = f"PyTorch {torch.__version__}, Python {platform.python_version()}"
+    print(f"{device}, {versions}; a step of {args.clips} clips of {args.num_segments} frames of {args.size} px\n")
+    print("| model | setting | time of a step / plain | peak memory / plain |\n|---|---|---|---|", flush=True)
+    for model in args.models or ["tsn_r50", "tsm_r50", "sda_tsm_r50", "rsanet_r50"]:
+        medians = {name: statistics.median(t) for name, t in seconds(model, settings, args).items()}
+        memory = {name: in_a_process_of_its_own(model, name) for name in settings}
+        for name in settings:
+            shown = f"{medians[name] / medians['plain']:.2f} | {memory[name] / memory['plain']:.2f} |"
+            if name == "plain":
+                time_of = f" ({medians[name] * 1e3:.0f} ms)" if args.device == "cuda" else ""
+                shown = f"1.00{time_of} | 1.00 ({memory[name]:.0f} MB) |"
+            print(f"| {model} | {name} | {shown}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
