@@ -57,8 +57,7 @@ def main(args: argparse.Namespace) -> None:
         content = checkpoint.read_for_resume(resume, args.model) if resume else None
         train_loader, val_set = training_data(dataset, recipe, plan, device)
         if distributed.is_main():
-            folder.mkdir(parents=True, exist_ok=True)
-            checkpoint.clear_parts(folder)
+            checkpoint.open_folder(folder)
     log.setup(Path("logs") / f"{args.run}.log", enabled=distributed.is_main())
     settings = describe(args, dataset, recipe, device)
     if distributed.is_main():

@@ -64,10 +64,14 @@ def newest(folder: Path) -> Path | None:
     return numbered[max(numbered)] if numbered else None
 
 
-def clear_parts(folder: Path) -> None:
-    """Remove what a process that was killed while writing has left."""
-    for part in folder.glob("*.pth.tar.part"):
-        part.unlink(missing_ok=True)
+def open_folder(folder: Path) -> None:
+    """Make a run's folder, and clear it of what a process that was killed while writing has left."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for part in folder.glob("*.pth.tar.part"):
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be written ({error}); free the place or choose another --run") from None
 
 
 def read_for_resume(path: Path, arch: str) -> dict:

@@ -81,8 +81,12 @@ def setup(log_file: Path | None, enabled: bool = True) -> None:
     LOGGER.handlers.clear()
     handlers: list[logging.Handler] = [_Console()]
     if log_file is not None and enabled:
-        log_file.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(_File(log_file))
+        try:
+            log_file.parent.mkdir(parents=True, exist_ok=True)
+            handlers.append(_File(log_file))
+        except OSError as error:
+            remedy = "free the place or choose another --run"
+            raise ConfigError(f"{log_file}: cannot be written ({error}); {remedy}") from None
     form = logging.Formatter("[%(asctime)s][%(levelname)s] %(filename)s: %(lineno)3d: %(message)s", "%m/%d %H:%M:%S")
     for handler in handlers:
         handler.setFormatter(form)

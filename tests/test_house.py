@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from data import list_datasets, load_dataset_config
 from engine.config import RECIPES, ConfigError, coerce, load_recipe, parse_size, parse_views, to_plain
 from engine.schedule import learning_rate
 from models import list_models
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("ops", "models", "data", "engine", "scripts", "figs", "tests")
+ROOMS = ("ops", "models", "data", "engine", "scripts", "figs", "tests", "benchmarks")
 OURS = [path for room in ROOMS for path in (ROOT / room).rglob("*") if path.suffix in (".py", ".sh", ".yaml")]
 OURS += [path for path in ROOT.iterdir() if path.suffix in (".py", ".yml", ".md", ".toml")]
 
@@ -22,6 +23,7 @@ MAY_IMPORT = {
     "data": set(),
     "engine": {"models", "ops", "data"},
     "scripts": {"engine", "models", "data"},
+    "benchmarks": {"engine", "models", "data", "ops"},
     "figs": {"engine", "data"},
 }
 
@@ -70,10 +72,49 @@ def test_one_list_of_requirements():
 
 
 @pytest.mark.parametrize("model", list_models())
-def test_every_model_has_a_recipe(model):
-    for dataset in ("something_v1", "something_v2", "toy_something"):
+def test_every_model_has_a_recipe_for_every_dataset(model):
+    for dataset in list_datasets():
         recipe = load_recipe(model, dataset)
         assert load_recipe(model, dataset, **to_plain(recipe)) == recipe  # as stored in a run's config.yaml
+
+
+def test_recipes_that_nobody_published_say_so():
+    """Published are: TSN, TSM and the papers' networks on Something-Something, TSN and TSM on Kinetics and UCF101."""
+    families = ("tsn", "tsm", "sda_tsn", "sda_tsm", "rsanet")
+    published = {(family, f"something_v{version}") for family in families for version in (1, 2)}
+    published |= {(family, dataset) for family in ("tsn", "tsm") for dataset in ("kinetics400", "ucf101")}
+    for dataset in set(list_datasets()) - {"toy_something"}:
+        for family in families:
+            source = load_recipe(f"{family}_r50", dataset).source
+            admits = "nobody published" in source or "not published" in source or "recipe not" in source
+            assert admits == ((family, dataset) not in published), f"{family}_r50 on {dataset}: {source}"
+
+
+def test_a_dataset_changes_what_a_recipe_builds_on_but_not_what_it_says():
+    """TSM's fine-tuning of UCF101 reaches SDA only where SDA's own recipe is silent."""
+    tsm, sda, rsa = (load_recipe(f"{name}_r50", "ucf101") for name in ("tsm", "sda_tsm", "rsanet"))
+    assert (tsm.epochs, tsm.lr, tsm.lr_steps, tsm.dropout, tsm.partial_bn) == (25, 0.001, [10, 20], 0.8, True)
+    assert (sda.epochs, sda.lr, sda.dropout, sda.global_batch_size, sda.flip) == (50, 0.01, 0.5, 36, "swap")
+    assert (rsa.epochs, rsa.lr, rsa.dropout, rsa.partial_bn) == (80, 0.02, 0.3, False)
+    assert load_recipe("tsm_r50", "diving48").flip == "skip" and load_recipe("tsm_r50", "something_v1").flip == "none"
+    kinetics = load_recipe("tsm_r50", "kinetics400")
+    assert (kinetics.lr, kinetics.global_batch_size, kinetics.weight_decay) == (0.02, 128, 1e-4)
+
+
+def test_class_counts():
+    counts = {name: load_dataset_config(name).num_classes for name in list_datasets() if name != "toy_something"}
+    assert counts == {
+        "something_v1": 174,
+        "something_v2": 174,
+        "diving48": 48,
+        "epic_kitchens_55_verb": 125,
+        "epic_kitchens_55_noun": 352,
+        "finegym99": 99,
+        "finegym288": 288,
+        "kinetics400": 400,
+        "ucf101": 101,
+        "hmdb51": 51,
+    }
 
 
 def test_published_recipes():
@@ -83,6 +124,7 @@ def test_published_recipes():
     assert (v1.epochs, v1.dropout, v1.eval_every, v1.eval_last) == (80, 0.5, 1, 10)
     assert (v2.epochs, v2.dropout, v2.eval_every, v2.eval_last) == (80, 0.3, 5, 10)
     assert (script.epochs, script.dropout) == (50, 0.3)
+    assert load_recipe("rsanet_r50", "something_v1", "intended_multipliers").lr_multipliers
     for r in (v1, v2, script):
         assert (r.lr, r.weight_decay, r.clip_gradient, r.label_smoothing, r.momentum) == (0.02, 5e-4, 100, 0.1, 0.9)
         assert r.nesterov and not r.lr_multipliers and r.stochastic_depth == 0.2 and r.global_batch_size == 64
@@ -104,10 +146,12 @@ def test_published_recipes():
 
 def test_recipe_values_are_checked():
     assert coerce("lr", "1e-3") == 0.001 and coerce("lr_steps", "[3, 5]") == [3, 5]
+    assert [coerce("save_every", text) for text in ("500", "2.50m", "none")] == [500, "2.5m", None]
     assert coerce("pretrained", "none") is None and coerce("nesterov", "true") is True
     assert parse_size("240x320") == (240, 320) and parse_size("256") == 256 and parse_size("none") is None
     assert parse_views("10x2") == (10, 2)
     wrong = {"lr": True, "epochs": "1.5", "nesterov": "1", "train_resize": "ax2", "test_views": "3"}
+    wrong |= {"precision": "int8", "modality": "rgb", "frozen_stages": 5, "save_every": "0m", "data_length": 0}
     wrong |= {"workers": -1, "lr": "nan", "momentum": 2, "clip_gradient": -1, "val_resize": 12.7, "lr_steps": [1.5]}
     for key, value in wrong.items():
         with pytest.raises(ConfigError):

@@ -39,7 +39,7 @@ def workplace(tmp_path_factory):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("toy_something", "__pycache__"))
     for name in ("main.py", "test_models.py"):
         shutil.copy(ROOT / name, folder)
-    dataset = make_dataset(folder / "mine")
+    dataset = make_dataset(folder / "mine", per_class=2)
     make_dataset(folder / "data" / "toy_something", per_class=2)
     for name, template in (("something_v1", "{:05d}.jpg"), ("something_v2", "{:06d}.jpg")):
         target = folder / "data" / name
@@ -84,7 +84,7 @@ def write_slurm_stubs(folder: Path) -> None:
 # A training with the published flags and these added is one of seconds.
 SHORT = " ".join(quick_flags(epochs=1)) + " --pretrained none"
 SMALL = f"{SHORT} --num_segments 8 --train_resize none --val_resize 48 --val_crop 48 --input_size 48"
-FEW = "--device cpu --workers 0 --input 64"
+FEW = "--device cpu --workers 0 --input 48"
 
 
 def free_port() -> int:

@@ -116,11 +116,12 @@ def test_a_full_disk_leaves_the_former_checkpoint_whole(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     dataset = make_dataset(tmp_path, per_class=2)
-    for name, remedy in (("net_runs", "net_runs/x"), ("logs", "logs")):
+    for name, place in (("net_runs", "net_runs/x"), ("logs", "logs/x.log")):
         (tmp_path / name).write_text("a file where a folder should be")
         result = run_inside("main.py", dataset, "tsn_tiny", "--run", "x", *quick_flags(), cwd=tmp_path)
         assert result.returncode == 1 and "Traceback" not in result.stdout, result.stdout
-        assert [remedy in line for line in result.stdout.splitlines() if line.startswith("error: ")] == [True]
+        errors = [line for line in result.stdout.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1 and f"error: {place}: cannot be written (" in errors[0], errors
         (tmp_path / name).unlink()
 
 

@@ -316,5 +316,13 @@ def test_a_worker_that_dies_is_one_line(small, tmp_path):
     assert "a loading process died" in error[0] and "lower --workers" in error[0]
 
 
-def test_rgb_is_the_default_modality():
-    assert load_recipe("tsn_r50", "something_v1").modality == "RGB" and RGB.channels == 3
+def test_flow_has_multipliers_of_its_own_for_the_first_convolution():
+    """TSM: 5 for its weight, whose ImageNet start is only an average."""
+    state = training_state(modality="Flow")
+    (group,) = [g for g in state.optimizer.param_groups if "base_model.conv1.weight" in g["param_names"]]
+    assert group["param_names"] == ["base_model.conv1.weight"] and (group["lr_mult"], group["decay_mult"]) == (5, 1)
+    assert state.model.base_model.conv1.in_channels == 10
+    rgb = training_state()
+    assert rgb.model.base_model.conv1.in_channels == RGB.channels == 3
+    assert {g["name"]: g["lr_mult"] for g in rgb.optimizer.param_groups}["weight"] == 1
+    assert not any(g["name"].startswith("conv1") for g in rgb.optimizer.param_groups)
