@@ -240,6 +240,39 @@ def test_a_loss_that_is_not_finite_names_the_videos(small, tmp_path, monkeypatch
     assert re.match(r"error: epoch 0, step \d: the loss is nan .* with the videos train/video 3; lower --lr", error)
 
 
+def test_a_gradient_that_is_not_finite_is_not_applied():
+    model = build_model("tsm_tiny", 5, 4, dropout=0.0).train()
+    model.new_fc.bias.register_hook(lambda gradient: gradient * float("inf"))
+    optimizer = build_sgd(parameter_groups(model), 0.1, 0.9, False, 0.0)
+    before = [p.clone() for p in model.parameters()]
+    step = train_step(model, [batch()], optimizer, BatchPlan(2), FP32, clip_gradient=20.0)
+    assert not step.finite and np.isfinite(step.loss) and step.bad == []
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_compile_and_checkpointing_exclude_each_other(small, tmp_path):
+    flags = [*quick_flags(), "--compile", "true", "--activation_checkpointing", "true"]
+    result = run_inside("main.py", small, "tsm_tiny", "--run", "both", *flags, cwd=tmp_path)
+    assert result.returncode == 1 and "error: compile and activation_checkpointing are both true" in result.stdout
+
+
+def test_compile_trains_the_same_network(small, tmp_path, monkeypatch):
+    """Wiring alone, by the backend that only traces: generating code takes minutes (benchmarks/training.py does it)."""
+    compiled = []
+    trace = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self.arch) or trace(self, backend="eager"))
+    states = []
+    for name, switch in (("eager", "false"), ("compiled", "true")):
+        flags = [*quick_flags(epochs=1), "--compile", switch]
+        result = run_inside("main.py", small, "tsn_tiny", "--run", name, *flags, cwd=tmp_path)
+        assert result.returncode == 0, result.stdout
+        file = tmp_path / "net_runs" / name / "resnet_rgb_epoch_1_checkpoint.pth.tar"
+        states.append(torch.load(file, weights_only=True)["state_dict"])
+    assert compiled == ["tsn_tiny"] and states[0].keys() == states[1].keys()
+    for key, value in states[0].items():
+        torch.testing.assert_close(value, states[1][key], rtol=1e-5, atol=1e-6, msg=key)
+
+
 def test_steps_that_are_not_finite_are_left_out_if_asked(small, tmp_path, monkeypatch):
     """The step leaves no trace, in batch norm's statistics neither, and one more than allowed stops the run."""
     poison(monkeypatch, small, {"train/video 3"}, {0, 1})
