@@ -173,8 +173,9 @@ def find_checkpoint(resume: str | None, folder: Path) -> Path | None:
 def write_board(board: SummaryWriter, epochs: int, lr: float, trained: dict, tested: dict) -> None:
     board.add_scalar("lr", lr, epochs)
     for split, values in (("train", trained), ("val", tested)):
-        for name, value in values.items():
-            board.add_scalar(f"{split}/{name}", value, epochs)
+        for name in ("loss", "top1", "top5", "class_accuracy"):
+            if name in values:
+                board.add_scalar(f"{split}/{name}", values[name], epochs)
     board.flush()
 
 

@@ -1,37 +1,51 @@
-"""Test checkpoints: ``python test_models.py DATASET --weights W[,W2] [--views 3x2 ...]``. See README.md."""
+"""Test checkpoints: ``python test_models.py DATASET|--video V --weights W[,W2] [--views 3x2 ...]``. See README.md."""
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from data import DataError, DatasetConfig, EvalDataset, load_dataset_config, read_list
-from data.modality import Modality
+from data import DataError, DatasetConfig, load_dataset_config, read_list
+from data.one_video import open_video
+from data.sampling import AS_IT_IS, FrameOrder
 from engine import config, distributed, log
-from engine.config import ConfigError, Recipe
+from engine.config import ConfigError
 from engine.evaluate import evaluate
 from engine.metrics import accuracy
-from engine.network import build_from_recipe
 from engine.precision import Precision
-from models import WeightsError, list_models, load_weights
-from models.weights import read_checkpoint, released_model
+from engine.testing import PROTOCOLS, Member, Views, average, build_member, choose_views, make_test_set, protocol_line
+from models import WeightsError, list_models
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="test_models.py", description=__doc__, allow_abbrev=False)
-    parser.add_argument("dataset", help="a name in data/ or a path to a dataset's .yaml")
+    parser.add_argument("dataset", nargs="?", help="a name in data/ or a path to a dataset's .yaml")
     parser.add_argument("--weights", required=True, metavar="W[,W2]", help="checkpoints; several are averaged")
-    parser.add_argument("--model", metavar="M[,M2]", help="their models; our own files say it themselves")
+    parser.add_argument("--model", metavar="M[,M2]", help=f"what a file does not say: {', '.join(list_models())}")
     parser.add_argument("--num_segments", metavar="T[,T2]", help="their frames; our own files say it themselves")
-    parser.add_argument("--views", metavar="CROPSxCLIPS", help="1, 3, 5 or 10 crops x 1, 2 or 10 clips")
-    parser.add_argument("--resize", metavar="S|HxW", help="short side, or height x width, of the whole frame")
-    parser.add_argument("--crop", type=int, metavar="C", help="side of the crop cut from that")
-    parser.add_argument("--input", type=int, metavar="I", help="side that the network sees")
-    parser.add_argument("--short_videos", choices=config.CHOICES["test_short_videos"], help="rule for n <= T frames")
+    views = parser.add_argument_group("views", "what is not given comes from the protocol, or else the model's recipe")
+    views.add_argument("--protocol", metavar="P[,P2]", help=f"as released: {', '.join(PROTOCOLS)}")
+    views.add_argument("--views", metavar="CROPSxCLIPS", help="1, 3, 5 or 10 crops x 1, 2 or 10 clips")
+    views.add_argument("--resize", metavar="S|HxW", help="short side, or height x width, of the whole frame")
+    views.add_argument("--crop", type=int, metavar="C", help="side of the crop cut from that")
+    views.add_argument("--input", type=int, metavar="I", help="side that the network sees")
+    views.add_argument("--short_videos", choices=config.CHOICES["test_short_videos"], help="rule for n <= T frames")
+    order = parser.add_argument_group("dependence on time")
+    order.add_argument("--shuffle_frames", action="store_true", help="each clip's frames in a random order")
+    order.add_argument("--reverse_frames", action="store_true", help="each clip backwards")
+    order.add_argument("--repeat_frame", type=int, metavar="K", help="each clip is its K-th frame (from 1) T times")
+    order.add_argument("--order_table", action="store_true", help="all of these, and what of the accuracy needs order")
+    ensemble = parser.add_argument_group("ensembles")
+    averages = {"choices": ["logits", "softmax"], "default": "logits"}
+    ensemble.add_argument("--average", **averages, help="what is averaged (default: logits, as released)")
+    ensemble.add_argument("--member_weights", metavar="A[,B]", help="of the members in the average (default: equal)")
+    parser.add_argument("--video", metavar="FILE|FOLDER", help="instead of a dataset: name the action of one video")
     parser.add_argument("--root", help="instead of the dataset's own")
     parser.add_argument("--list", help="instead of the dataset's val_list")
     parser.add_argument("--image_tmpl", help="instead of the dataset's own")
+    parser.add_argument("--on_bad_video", choices=["stop", "skip"], default="stop", help="skip: leave out, and list")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU where there is one")
     parser.add_argument("--batch_size", type=int, default=16, help="most clips in one forward pass (default 16)")
     parser.add_argument("--workers", type=int, help="loading processes")
@@ -40,119 +54,172 @@ def parse_args() -> argparse.Namespace:
     args = config.parse_arguments(parser)
     if args.batch_size < 1:
         parser.error(f"--batch_size {args.batch_size} must be at least 1")
+    if (args.dataset is None) == (args.video is None):
+        parser.error("give either a dataset or --video")
     return args
 
 
 def main(args: argparse.Namespace) -> None:
-    device = distributed.init(args.device)
-    precision = Precision(args.precision, device)
+    precision = Precision(args.precision, distributed.init(args.device))
     log.setup(None, enabled=distributed.is_main())
-    with distributed.main_process_first():  # it alone draws the toy set
-        dataset = load_dataset_config(args.dataset, root=args.root, val_list=args.list, image_tmpl=args.image_tmpl)
-        videos = read_list(dataset.val_list, dataset.num_classes)
+    dataset, videos = None, []
+    if args.video is None:
+        with distributed.main_process_first():  # it alone draws the toy set
+            dataset = load_dataset_config(args.dataset, root=args.root, val_list=args.list, image_tmpl=args.image_tmpl)
+            videos = read_list(dataset.val_list, dataset.num_classes)
+    with distributed.main_process_first():  # it alone says what does not fit
+        members, views = build_members(args, dataset)
+        weights = member_weights(args, len(members))
+    if dataset is None:
+        name_the_action(args, members, views, weights, precision)
+        return
 
-    members, protocols = [], []
-    for weights, name, frames in ensemble(args):
-        with distributed.main_process_first():  # it alone says what does not fit
-            model, recipe = build_member(weights, name, frames, dataset)
-            test_set, protocol = make_test_set(args, recipe, dataset, videos)
-        log.info(f"{weights}: {model.arch}, {protocol}, {len(videos)} videos")
-        workers = recipe.workers if args.workers is None else config.coerce("workers", args.workers)
-        scores, _ = evaluate(model.to(device), test_set, precision, args.batch_size, workers, recipe.print_every)
-        members.append(scores)
-        protocols.append(f"{model.arch} {protocol}")
-
-    scores = np.mean(members, axis=0, dtype=np.float32)
-    labels = np.array([video.label for video in videos])
-    result = accuracy(scores, labels)
-    log.info(
-        f"{' + '.join(protocols)}, Top-1 {result['top1']:.2f}, Top-5 {result['top5']:.2f}, "
-        f"mean class {result['class_accuracy']:.2f} ({len(videos)} videos of {dataset.name})"
-    )
-    if args.scores and distributed.is_main():
-        write_scores(Path(args.scores), scores, labels, [video.path for video in videos])
-        log.info(f"scores in {args.scores}")
+    orders = [frame_order(args)]
+    if args.order_table:
+        middle = FrameOrder("repeat", (members[0].recipe.num_segments + 1) // 2)
+        orders = [AS_IT_IS, FrameOrder("reverse"), FrameOrder("shuffle"), middle]
+    rows = [(order, test(args, dataset, videos, members, views, weights, precision, order)) for order in orders]
+    if args.order_table:
+        print_order_table(rows)
 
 
-def ensemble(args: argparse.Namespace) -> list[tuple[str, str | None, int | None]]:
-    """(weights, model, num_segments) of each member; one model or frame count stands for all."""
+def build_members(args: argparse.Namespace, dataset: DatasetConfig | None) -> tuple[list[Member], list[Views]]:
+    """The networks of ``--weights`` and the views of each; one model, frame count or protocol stands for all."""
     weights = args.weights.split(",")
     columns = []
-    for flag in ("model", "num_segments"):
+    for flag in ("model", "num_segments", "protocol"):
         given = getattr(args, flag)
         values = given.split(",") if given else [None]
         if len(values) not in (1, len(weights)):
             raise ConfigError(f"--{flag} {given} is {len(values)}, --weights are {len(weights)}; give one or as many")
         columns.append(values * len(weights) if len(values) == 1 else values)
+    members, views = [], []
+    for file, name, frames, protocol in zip(weights, *columns, strict=True):
+        member = build_member(file, name, frames, dataset)
+        geometry = {key: getattr(args, key) for key in ("views", "resize", "crop", "input", "short_videos")}
+        members.append(member)
+        views.append(choose_views(member.recipe, protocol, **geometry))
+    return members, views
+
+
+def member_weights(args: argparse.Namespace, count: int) -> list[float]:
+    """The weight of each member in the average."""
+    if args.member_weights is None:
+        return [1.0] * count
     try:
-        frames = [None if value is None else int(value) for value in columns[1]]
+        weights = [float(text) for text in args.member_weights.split(",")]
     except ValueError:
-        raise ConfigError(f"--num_segments {args.num_segments} must be numbers split by commas") from None
-    return list(zip(weights, columns[0], frames, strict=True))
+        weights = []
+    if len(weights) != count or min(weights) < 0 or not 0 < sum(weights) < float("inf"):
+        raise ConfigError(f"--member_weights {args.member_weights} must be {count} numbers, such as 2,1 for two")
+    return weights
 
 
-def build_member(
-    weights: str, name: str | None, frames: int | None, dataset: DatasetConfig
-) -> tuple[torch.nn.Module, Recipe]:
-    """A model with its weights, and the recipe it was trained by (its model's, if the file does not say)."""
-    checkpoint = read_checkpoint(weights)
-    trained = checkpoint.get("config", {})
-    name = name or trained.get("model") or released_model(checkpoint)
-    if name is None:
-        known = ", ".join(list_models())
-        raise ConfigError(f"{weights}: does not say which model it holds; name it with --model ({known})")
-    config.check_key(name, list_models(), "model")
-    own = trained.get("recipe", {}) if trained.get("model") == name else {}
-    if frames is None and "num_segments" not in own:
-        raise ConfigError(f"{weights}: does not say how many frames it was trained on; give --num_segments")
-    # What an older file of ours does not say yet, or no longer means anything, is the model's recipe.
-    known = {key: value for key, value in own.items() if key in config.KEYS}
-    recipe = config.load_recipe(name, dataset.name, **known)
-    categories = trained.get("dataset", {}).get("categories")
-    if categories and dataset.categories and categories != dataset.categories:
-        raise ConfigError(
-            f"{weights}: was trained with other class names or another order of them than dataset {dataset.name}; "
-            "its scores would be read under wrong labels"
-        )
-    recipe.num_segments = recipe.num_segments if frames is None else config.coerce("num_segments", frames)
-    model = build_from_recipe(name, dataset.num_classes, recipe)
-    log.info(str(load_weights(model, checkpoint, name=weights)))
-    return model, recipe
+def frame_order(args: argparse.Namespace) -> FrameOrder:
+    given = [args.shuffle_frames, args.reverse_frames, args.repeat_frame is not None, args.order_table]
+    if sum(given) > 1:
+        raise ConfigError("give one of --shuffle_frames, --reverse_frames, --repeat_frame and --order_table")
+    if args.repeat_frame is not None:
+        return FrameOrder("repeat", args.repeat_frame)
+    return FrameOrder("shuffle") if args.shuffle_frames else FrameOrder("reverse") if args.reverse_frames else AS_IT_IS
 
 
-def make_test_set(
-    args: argparse.Namespace, recipe: Recipe, dataset: DatasetConfig, videos: list
-) -> tuple[EvalDataset, str]:
-    """The views to test, and the protocol in words: frames x crops x clips @input."""
-    resize = recipe.test_resize if args.resize is None else config.parse_size(args.resize)
-    num_crops, num_clips = config.parse_views(args.views or recipe.test_views)
-    input_size = recipe.input_size if args.input is None else config.coerce("input_size", args.input)
-    crop = recipe.test_crop if args.crop is None else config.coerce("test_crop", args.crop)
-    short_videos = args.short_videos or recipe.test_short_videos
-    test_set = EvalDataset(
-        videos,
-        dataset.root,
-        dataset.image_tmpl,
-        recipe.num_segments,
-        resize=resize,
-        crop_size=crop,
-        input_size=input_size,
-        short_videos=short_videos,
-        num_crops=num_crops,
-        num_clips=num_clips,
-        modality=Modality(recipe.modality, recipe.data_length),
+def test(
+    args: argparse.Namespace,
+    dataset: DatasetConfig,
+    videos: list,
+    members: list[Member],
+    views: list[Views],
+    weights: list[float],
+    precision: Precision,
+    order: FrameOrder,
+) -> dict[str, float]:
+    """Scores of every video, the line that states them with their protocol, and the file of ``--scores``."""
+    scores, left_out = [], {}
+    for member, geometry in zip(members, views, strict=True):
+        test_set = make_test_set(member, geometry, videos, dataset.root, dataset.image_tmpl, order)
+        log.info(f"{member.weights}: {member.model.arch}, {geometry}, {len(videos)} videos{order.suffix}")
+        workers = member.recipe.workers if args.workers is None else config.coerce("workers", args.workers)
+        model = member.model.to(precision.device)
+        loading = {"batch_size": args.batch_size, "workers": workers, "print_every": member.recipe.print_every}
+        part, result = evaluate(model, test_set, precision, **loading, skip_bad=args.on_bad_video == "skip")
+        scores.append(part)
+        left_out |= result["left_out"]
+    kept = [i for i in range(len(videos)) if i not in left_out]
+    scores = [part[kept] for part in scores]
+    whole = average(scores, weights, args.average)
+    labels = np.array([videos[i].label for i in kept])
+    result = accuracy(whole, labels)
+    names = ", ".join(f"{member.model.arch} ({geometry})" for member, geometry in zip(members, views, strict=True))
+    protocol = protocol_line(members, views) + order.suffix
+    how = f", mean {args.average} weighted {args.member_weights or 'equally'}" if len(members) > 1 else ""
+    missing = f", WITHOUT {len(left_out)} bad videos, listed above" if left_out else ""
+    for i, reason in sorted(left_out.items()):
+        log.info(f"left out: {videos[i].path}: {reason}")
+    log.info(
+        f"{dataset.name}, {len(kept)} videos{missing}, {names}{how}: {protocol}, Top-1 {result['top1']:.2f}, "
+        f"Top-5 {result['top5']:.2f}, mean class {result['class_accuracy']:.2f}"
     )
-    shown = "as stored" if resize is None else "x".join(map(str, resize)) if isinstance(resize, tuple) else resize
-    views = f"{recipe.num_segments}x{num_crops}x{num_clips} @{input_size}"
-    return test_set, f"{views} (resize {shown}, crop {crop}, {short_videos})"
+    if args.scores and distributed.is_main():
+        content = {
+            "scores": whole,
+            "labels": labels,
+            "paths": np.array([videos[i].path for i in kept]),
+            "members": np.stack(scores),
+            "member_names": np.array([f"{m.model.arch} {m.recipe.num_segments} {m.weights}" for m in members]),
+            "average": np.array(args.average),
+            "protocol": np.array(f"{names}{how}: {protocol}"),
+        }
+        if members[0].categories:
+            content["categories"] = np.array(members[0].categories)
+        path = order.file_name(args.scores) if args.order_table else Path(args.scores)
+        write_scores(path, content)
+        log.info(f"scores in {path}")
+    return result
 
 
-def write_scores(path: Path, scores: np.ndarray, labels: np.ndarray, paths: list[str]) -> None:
+def print_order_table(rows: list[tuple[FrameOrder, dict[str, float]]]) -> None:
+    """How much of the accuracy is lost without the order of frames."""
+    whole = rows[0][1]["top1"]
+    log.info("frames                 Top-1   Top-5   of Top-1 lost")
+    for order, result in rows:
+        lost = f"{100 * (1 - result['top1'] / whole):.1f} %" if whole else "-"
+        log.info(f"{order!s:<20} {result['top1']:7.2f} {result['top5']:7.2f}   {lost:>13}")
+
+
+@torch.no_grad()
+def name_the_action(
+    args: argparse.Namespace, members: list[Member], views: list[Views], weights: list[float], precision: Precision
+) -> None:
+    """Print the five most probable classes of ``--video``."""
+    num_frames, read = open_video(args.video)
+    scores = []
+    for member, geometry in zip(members, views, strict=True):
+        if member.recipe.modality == "Flow":
+            raise ConfigError(f"{member.weights}: sees optical flow, which a video does not hold; use an RGB network")
+        dataset = make_test_set(member, geometry, [], "", "{:05d}.jpg", frame_order(args))
+        try:
+            frames = partial(dataset.modality.read_from, read, num_frames)
+            clips = dataset.views(num_frames, frames)
+        except ValueError as error:
+            raise ConfigError(f"--video {args.video}: {error}") from None
+        with precision.autocast():
+            logits = member.model.to(precision.device)(dataset.modality.normalise(clips.to(precision.device)))
+        scores.append(logits.float().mean(0, keepdim=True).cpu().numpy())
+    mean = torch.from_numpy(average(scores, weights, args.average))[0]
+    probabilities = mean if args.average == "softmax" else mean.softmax(0)
+    names = members[0].categories or [f"class {k}" for k in range(len(mean))]
+    log.info(f"{args.video}: {num_frames} frames, {protocol_line(members, views)}")
+    for probability, label in zip(*(values.tolist() for values in probabilities.topk(min(5, len(mean)))), strict=True):
+        log.info(f"{100 * probability:6.2f} %  {names[label]}")
+
+
+def write_scores(path: Path, content: dict[str, np.ndarray]) -> None:
     part = path.with_name(f"{path.name}.part")  # a file that has its name is whole
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as file:  # a file object, so that numpy does not add an ending of its own
-            np.savez(file, scores=scores, labels=labels, paths=np.array(paths))
+            np.savez(file, **content)
         part.rename(path)
     except OSError as error:
         raise ConfigError(f"--scores {path}: cannot be written ({error})") from error

@@ -1,6 +1,7 @@
 """Datasets of uint8 clips for training and evaluation."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from torch.utils.data import Dataset, default_collate
 
 from . import sampling, transforms
 from .modality import RGB, Modality
-from .transforms import Size
+from .transforms import Frames, Size
 from .video_list import DataError, Video
 
 
@@ -71,30 +72,60 @@ class EvalDataset(Dataset):
         num_crops: int = 1,
         num_clips: int = 1,
         modality: Modality = RGB,
+        order: sampling.FrameOrder = sampling.AS_IT_IS,
     ):
         modality.check_template(image_tmpl)
         self.videos, self.root, self.image_tmpl, self.num_segments = videos, root, image_tmpl, num_segments
         self.resize, self.crop_size, self.input_size = resize, crop_size, input_size
         self.short_videos, self.num_crops, self.num_clips = short_videos, num_crops, num_clips
-        self.modality = modality
+        self.modality, self.order = modality, order
 
     def __len__(self) -> int:
         return len(self.videos)
 
     def __getitem__(self, i: int) -> tuple[Tensor, int, int] | DataError:
-        video, t, modality = self.videos[i], self.num_segments, self.modality
-        clips = sampling.test_clips(video.num_frames, t, self.num_clips, self.short_videos, modality.frames)
+        video = self.videos[i]
         try:
-            frames = modality.read(video, [number for clip in clips for number in clip], self.root, self.image_tmpl)
-            frames = transforms.resize(frames, self.resize)
-            crops = transforms.test_crops(frames, self.num_crops, self.crop_size, self.input_size)
+            read = partial(self.modality.read, video, root=self.root, image_tmpl=self.image_tmpl)
+            return self.views(video.num_frames, read, seed=i), video.label, i
         except DataError as error:
-            return error
+            return _About(str(error), i)
         except ValueError as error:
-            return DataError(f"{video.where}: {error}")
-        channels = modality.stored_channels
+            return _About(f"{video.where}: {error}", i)
+
+    def views(self, num_frames: int, read: Callable[[list[int]], Frames], seed: int = 0) -> Tensor:
+        """All views of a video, uint8 (V, T, C, S, S).
+
+        ``read`` gives the images of the segments that begin at these numbers; ``seed`` is for a shuffled order.
+        Errors: those of ``read``, and ``ValueError`` for a crop that does not fit.
+        """
+        t, length = self.num_segments, self.modality.frames
+        clips = sampling.test_clips(num_frames, t, self.num_clips, self.short_videos, length)
+        frames = read([number for clip in clips for number in self.order(clip, seed)])
+        frames = transforms.resize(frames, self.resize)
+        crops = transforms.test_crops(frames, self.num_crops, self.crop_size, self.input_size)
+        channels = self.modality.stored_channels
         views = torch.stack([transforms.to_tensor(crop, channels) for crop in crops])  # (crops, clips*T, C, S, S)
-        return views.unflatten(1, (-1, t)).flatten(0, 1), video.label, i  # (V, T, C, S, S)
+        return views.unflatten(1, (-1, t)).flatten(0, 1)
+
+
+class _About(DataError):
+    """What is wrong with the i-th video; it passes whole from a worker to the main process."""
+
+    def __init__(self, message: str, index: int):
+        super().__init__(message, index)
+        self.message, self.index = message, index
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def collate_good(items: list) -> tuple[list[Tensor] | None, dict[int, str]]:
+    """A batch of the items that could be read, ``None`` if there is none, and why the others could not."""
+    good = [item for item in items if not isinstance(item, DataError)]
+    return (default_collate(good) if good else None), {
+        item.index: str(item) for item in items if isinstance(item, DataError)
+    }
 
 
 def collate(items: list) -> list[Tensor] | DataError:

@@ -3,6 +3,7 @@
 TSN's three modalities as TSM's code has them; RGBDiff is the one without the frame itself ("keep_rgb" off).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -83,6 +84,12 @@ class Modality:
         """
         numbers = sampling.consecutive(numbers, video.num_frames, self.frames)
         return (read_flow if self.name == "Flow" else read_frames)(video, numbers, root, image_tmpl)
+
+    def read_from(
+        self, frames: Callable[[list[int]], list[Image.Image]], num_frames: int, numbers: list[int]
+    ) -> list[Image.Image]:
+        """The same from a function that reads RGB frames by their numbers, of a video in no list."""
+        return frames(sampling.consecutive(numbers, num_frames, self.frames))
 
     def normalise(self, clips: Tensor) -> Tensor:
         """uint8 (..., stored_channels, H, W) on any device -> float32 (..., channels, H, W).

@@ -8,11 +8,56 @@ segment (RSA's validation and test, SDA's and TSM's validation), ``"spread"`` sp
 test).
 """
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import numpy as np
 
 SHORT_VIDEOS = ("first_frame", "spread")
 DENSE_WINDOW, DENSE_CLIPS = 64, 10
 CLIPS = (1, 2, DENSE_CLIPS)
+
+
+@dataclass(frozen=True)
+class FrameOrder:
+    """What is done to the order of a test clip's frames, to see what of an accuracy rests on it.
+
+    ``name``: ``"as it is"``, ``"reverse"``, ``"shuffle"`` (a random order, drawn from the video's place in the list) or
+    ``"repeat"`` (the ``frame``-th of the T frames, from 1, T times).
+    """
+
+    name: str
+    frame: int = 0
+
+    def __call__(self, clip: list[int], seed: int) -> list[int]:
+        """The frame numbers of a clip in this order. Errors: ``ValueError`` for a frame that it does not have."""
+        if self.name == "reverse":
+            return clip[::-1]
+        if self.name == "shuffle":
+            return np.random.default_rng(seed).permutation(clip).tolist()
+        if self.name == "repeat":
+            if not 1 <= self.frame <= len(clip):
+                raise ValueError(f"--repeat_frame {self.frame} is not one of the {len(clip)} frames of a clip")
+            return [clip[self.frame - 1]] * len(clip)
+        return clip
+
+    def __str__(self) -> str:
+        return {"reverse": "reversed", "shuffle": "shuffled", "repeat": f"frame {self.frame} repeated"}.get(
+            self.name, self.name
+        )
+
+    @property
+    def suffix(self) -> str:
+        """For a line that states a protocol: nothing for the usual order."""
+        return "" if self.name == "as it is" else f" (frames {self})" if self.name != "repeat" else f" ({self})"
+
+    def file_name(self, path: str) -> Path:
+        """``out.npz`` -> ``out_reverse.npz``; the usual order keeps the name."""
+        file = Path(path)
+        return file if self.name == "as it is" else file.with_name(f"{file.stem}_{self.name}{file.suffix}")
+
+
+AS_IT_IS = FrameOrder("as it is")
 
 
 def random_segments(n: int, num_segments: int, rng: np.random.Generator, length: int = 1) -> list[int]:

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
-from data import EvalDataset
+from data import DataError, EvalDataset, collate
+from data.dataset import collate_good
 
 from . import distributed
 from .interrupt import Stopped, StopRequest
@@ -26,12 +27,15 @@ def evaluate(
     print_every: int,
     label_smoothing: float = 0.0,
     stop: StopRequest | None = None,
-) -> tuple[np.ndarray, dict[str, float]]:
-    """Scores (N, K) float32 in list order, mean logits over views, and ``loss top1 top5 class_accuracy``.
+    skip_bad: bool = False,
+) -> tuple[np.ndarray, dict]:
+    """Scores (N, K) float32 in list order, mean logits over views, and ``loss top1 top5 class_accuracy left_out``.
 
     Every process takes each P-th video and all get the whole result; nothing is padded or dropped. ``batch_size`` is
     the most clips in one forward pass, views counted; the model is on ``precision.device``.
-    Errors: ``Stopped`` if a process was asked to stop meanwhile.
+    A video that cannot be read stops the test; with ``skip_bad`` its scores are NaN, it counts in no figure, and
+    ``left_out`` says of its place in the list what was wrong.
+    Errors: ``DataError`` of such a video; ``Stopped`` if a process was asked to stop meanwhile.
     """
     model.eval()
     mine = list(range(distributed.rank(), len(dataset), distributed.world_size()))
@@ -39,18 +43,28 @@ def evaluate(
     videos = max(1, batch_size // views)
     clip_bytes = dataset.num_segments * dataset.modality.stored_channels * dataset.input_size**2
     check_shared_memory(workers, videos * views * clip_bytes)
-    loader = make_loader(Subset(dataset, mine), workers, precision.device, batch_size=videos)
+    subset = Subset(dataset, mine)
+    loader = make_loader(subset, workers, precision.device, collate_good if skip_bad else collate, batch_size=videos)
     times, speed, totals = Meter(), Meter(), np.zeros(4)  # sums of loss, top-1, top-5 and videos
     labels_of = np.array([video.label for video in dataset.videos])
     scores: list[np.ndarray] = []
+    read: list[int] = []  # places in the list
+    left_out: dict[int, str] = {}
     start = time.perf_counter()
-    for i, (clips, labels, _) in enumerate(progress(loader, "val")):
+    for i, batch in enumerate(progress(loader, "val")):
         if stop is not None and stop.requested:
             break
+        if skip_bad:
+            batch, bad = batch
+            left_out |= bad
+            if batch is None:
+                continue
+        clips, labels, indices = batch
+        read += indices.tolist()
         loaded = time.perf_counter()
-        batch = _scores(model, clips.to(precision.device, non_blocking=True), batch_size, dataset, precision)
-        scores.append(batch)
-        step = _statistics(batch, labels.numpy(), label_smoothing) * len(labels)
+        scored = _scores(model, clips.to(precision.device, non_blocking=True), batch_size, dataset, precision)
+        scores.append(scored)
+        step = _statistics(scored, labels.numpy(), label_smoothing) * len(labels)
         totals += step
         times.update(time.perf_counter() - start)
         speed.update(len(labels) / (time.perf_counter() - loaded))
@@ -64,15 +78,20 @@ def evaluate(
         start = time.perf_counter()
 
     stopped = stop is not None and stop.requested
-    parts = distributed.gather_objects((mine, np.concatenate(scores) if scores else None, stopped))
+    parts = distributed.gather_objects((read, np.concatenate(scores) if scores else None, left_out, stopped))
     if any(stopped for *_, stopped in parts):
         raise Stopped
-    whole = np.empty((len(dataset), next(part.shape[1] for _, part, _ in parts if part is not None)), np.float32)
-    for indices, part, _ in parts:
+    left_out = {place: reason for *_, bad, _ in parts for place, reason in bad.items()}
+    if len(left_out) == len(dataset):
+        raise DataError(f"none of the {len(dataset)} videos can be read; the first: {next(iter(left_out.values()))}")
+    classes = next(part.shape[1] for _, part, *_ in parts if part is not None)
+    whole = np.full((len(dataset), classes), np.nan, np.float32)
+    for indices, part, *_ in parts:
         if part is not None:
             whole[indices] = part
-    loss = _statistics(whole, labels_of, label_smoothing)[0]
-    result = accuracy(whole, labels_of) | {"loss": loss}
+    kept = [place for place in range(len(dataset)) if place not in left_out]
+    loss = _statistics(whole[kept], labels_of[kept], label_smoothing)[0]
+    result = accuracy(whole[kept], labels_of[kept]) | {"loss": loss, "left_out": left_out}
     info(
         f"Validation Results: Prec@1 {result['top1']:.3f} Prec@5 {result['top5']:.3f} Loss {loss:.5f} "
         f"Time {times.average:.4f} Speed {speed.average * distributed.world_size():.4f} V/s"

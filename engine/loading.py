@@ -19,12 +19,14 @@ PREFETCH = 2  # batches that each worker has ready
 SHARED_MEMORY = "/dev/shm"
 
 
-def make_loader(dataset: torch.utils.data.Dataset, workers: int, device: torch.device, **batching) -> DataLoader:
+def make_loader(
+    dataset: torch.utils.data.Dataset, workers: int, device: torch.device, collate_fn=collate, **batching
+) -> DataLoader:
     """A loader of our datasets; ``batching``: ``batch_sampler`` or ``batch_size``."""
     return DataLoader(
         dataset,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=collate_fn,
         pin_memory=device.type == "cuda",
         prefetch_factor=PREFETCH if workers else None,
         worker_init_fn=leave_signals_to_the_main_process,

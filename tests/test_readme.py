@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -60,11 +61,26 @@ def workplace(tmp_path_factory):
     config |= {"root": "mine/flow", "image_tmpl": "flow_{}_{:05d}.jpg"}
     (folder / "my_flow.yaml").write_text(yaml.safe_dump(config))
     write_slurm_stubs(folder / "bin")
+    write_clip(folder / "my_clip.mp4")
+    rng = np.random.default_rng(0)
+    for part, classes in (("verb", 125), ("noun", 352)):
+        scores, labels = rng.standard_normal((6, classes), np.float32), rng.integers(0, classes, 6)
+        np.savez(folder / f"{part}.npz", scores=scores, labels=labels, paths=np.array([f"P01/{i}" for i in range(6)]))
     for name, model in (("sda_tsm.pth.tar", "sda_tsm_r50"), ("resnet_rgb_model_best.pth.tar", "rsanet_r50")):
         (folder / "net_runs" / "released").mkdir(parents=True, exist_ok=True)
         state = {f"module.{key}": value for key, value in build_model(model, 174, 8).state_dict().items()}
         torch.save({"state_dict": state}, folder / "net_runs" / "released" / name)
     return folder
+
+
+def write_clip(file: Path) -> None:
+    """A second of grey noise."""
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream("mpeg4", rate=12)
+        stream.width = stream.height = 64
+        for noise in np.random.default_rng(0).integers(0, 256, (12, 64, 64, 3), dtype=np.uint8):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(noise, format="rgb24")))
+        container.mux(stream.encode())
 
 
 def write_slurm_stubs(folder: Path) -> None:
@@ -106,7 +122,7 @@ def toy_form(command: str) -> str | None:
         return "python -m tests.kill_and_resume --kills 1"
     if command.startswith(("./scripts/train_", "python main.py", "MODEL=", "torchrun", "sbatch ")):
         return f"{command} {SMALL}"
-    if command.startswith(("./scripts/test_", "python test_models.py")):
+    if command.startswith(("./scripts/test_", "./scripts/ensemble.sh", "python test_models.py")):
         return f"{command} {FEW}"
     if command.startswith(("python -m models.costs", "python -m scripts.", "python -m figs.")):
         return command

@@ -240,6 +240,12 @@ def test_a_loss_that_is_not_finite_names_the_videos(small, tmp_path, monkeypatch
     assert re.match(r"error: epoch 0, step \d: the loss is nan .* with the videos train/video 3; lower --lr", error)
 
 
+def test_processes_say_once_that_a_loss_is_not_finite(small, tmp_path):
+    flags = quick_flags(lr="1e30")
+    result = run("main.py", small, "tsn_tiny", "--run", "two", *flags, cwd=tmp_path, processes=2)
+    assert result.returncode != 0 and result.stdout.count("error: epoch 0, step ") == 1, result.stdout
+
+
 def test_a_gradient_that_is_not_finite_is_not_applied():
     model = build_model("tsm_tiny", 5, 4, dropout=0.0).train()
     model.new_fc.bias.register_hook(lambda gradient: gradient * float("inf"))

@@ -1,0 +1,158 @@
+"""Members of a test: a network with its weights, the views it sees, and what it scores."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from data import DatasetConfig, EvalDataset
+from data.modality import Modality
+from data.sampling import FrameOrder
+from models import load_weights
+from models.registry import list_models
+from models.resnet import VideoResNet
+from models.weights import read_checkpoint, released_model, released_segments, stored_classes
+
+from . import config
+from .config import ConfigError, Recipe
+from .log import info
+from .network import build_from_recipe
+
+# What the released code tests with, by name; flags win.
+PROTOCOLS = {
+    "rsa": {"views": "1x1", "resize": "240x320", "crop": 224, "input": 224, "short_videos": "first_frame"},
+    "sda": {"views": "1x1", "resize": "256", "crop": 224, "input": 224, "short_videos": "spread"},
+    "sda_full": {"views": "1x1", "resize": "256", "crop": 256, "input": 224, "short_videos": "spread"},
+}
+
+
+@dataclass
+class Member:
+    """A network that is tested."""
+
+    weights: str
+    model: VideoResNet
+    recipe: Recipe  # it was trained by, or its model's if the file does not say
+    categories: list[str] | None  # class names in label order, if the file or the dataset says
+
+
+def build_member(weights: str, name: str | None, frames: int | None, dataset: DatasetConfig | None) -> Member:
+    """A model with its weights. What the file does not tell is asked for. Errors: ``ConfigError``, ``WeightsError``."""
+    checkpoint = read_checkpoint(weights)
+    trained = checkpoint.get("config", {})
+    name = name or trained.get("model") or released_model(checkpoint)
+    if name is None:
+        known = ", ".join(list_models())
+        raise ConfigError(f"{weights}: does not say which model it holds; name it with --model ({known})")
+    config.check_key(name, list_models(), "model")
+    own = trained.get("recipe", {}) if trained.get("model") == name else {}
+    if frames is None and "num_segments" not in own:
+        frames = released_segments(weights)
+        if frames is None:
+            raise ConfigError(f"{weights}: does not say how many frames it was trained on; give --num_segments")
+    trained_on = trained.get("dataset", {})
+    categories = trained_on.get("categories")
+    if dataset is not None:
+        if categories and dataset.categories and categories != dataset.categories:
+            raise ConfigError(
+                f"{weights}: was trained with other class names or another order of them than dataset {dataset.name}; "
+                "its scores would be read under wrong labels"
+            )
+        categories, num_classes = dataset.categories or categories, dataset.num_classes
+    else:
+        num_classes = trained_on.get("num_classes") or stored_classes(checkpoint)
+        if num_classes is None:
+            raise ConfigError(f"{weights}: holds no classifier; is it a trained network?")
+    # What an older file of ours does not say yet, or no longer means anything, is the model's recipe.
+    known = {key: value for key, value in own.items() if key in config.KEYS}
+    recipe = config.load_recipe(name, dataset.name if dataset else trained_on.get("name", ""), **known)
+    recipe.num_segments = recipe.num_segments if frames is None else config.coerce("num_segments", frames)
+    model = build_from_recipe(name, num_classes, recipe)
+    info(str(load_weights(model, checkpoint, name=weights)))
+    return Member(weights, model.eval(), recipe, categories)
+
+
+@dataclass
+class Views:
+    """The geometry of a test: what was not given comes from a protocol or the recipe."""
+
+    crops: int
+    clips: int
+    resize: config.Size
+    crop: int
+    input: int
+    short_videos: str
+
+    def __str__(self) -> str:
+        size = self.resize
+        shown = "as stored" if size is None else "x".join(map(str, size)) if isinstance(size, tuple) else size
+        return f"resize {shown}, crop {self.crop}, {self.short_videos}"
+
+
+def choose_views(recipe: Recipe, protocol: str | None, **given: object) -> Views:
+    """``given``: ``views resize crop input short_videos``, each wins over the protocol, which wins over the recipe."""
+    own = {
+        "views": recipe.test_views,
+        "resize": recipe.test_resize,
+        "crop": recipe.test_crop,
+        "input": recipe.input_size,
+        "short_videos": recipe.test_short_videos,
+    }
+    if protocol is not None:
+        config.check_key(protocol, PROTOCOLS, "protocol")
+        own |= PROTOCOLS[protocol]
+    values = own | {key: value for key, value in given.items() if value is not None}
+    crops, clips = config.parse_views(str(values["views"]))
+    return Views(
+        crops,
+        clips,
+        config.parse_size(values["resize"]),
+        config.coerce("test_crop", values["crop"]),
+        config.coerce("input_size", values["input"]),
+        str(values["short_videos"]),
+    )
+
+
+def make_test_set(
+    member: Member, views: Views, videos: list, root: str, image_tmpl: str, order: FrameOrder
+) -> EvalDataset:
+    """The views of every video as the member takes them."""
+    return EvalDataset(
+        videos,
+        root,
+        image_tmpl,
+        member.recipe.num_segments,
+        resize=views.resize,
+        crop_size=views.crop,
+        input_size=views.input,
+        short_videos=views.short_videos,
+        num_crops=views.crops,
+        num_clips=views.clips,
+        modality=Modality(member.recipe.modality, member.recipe.data_length),
+        order=order,
+    )
+
+
+def protocol_line(members: list[Member], views: list[Views]) -> str:
+    """Frames x crops x clips @ input: ``16x3x2 @224``; frame counts of members with the same views in one bracket."""
+    parts = dict.fromkeys(f"x{v.crops}x{v.clips} @{v.input}" for v in views)
+    shown = []
+    for part in parts:
+        frames = [
+            str(member.recipe.num_segments)
+            for member, v in zip(members, views, strict=True)
+            if f"x{v.crops}x{v.clips} @{v.input}" == part
+        ]
+        shown.append((frames[0] if len(frames) == 1 else f"({'+'.join(frames)})") + part)
+    return " + ".join(shown)
+
+
+def average(members: list[np.ndarray], weights: list[float], kind: str) -> np.ndarray:
+    """Scores (N,K) of an ensemble from those of its members (N,K), weighted.
+
+    ``kind``: ``"logits"``, as released, or ``"softmax"``, the mean of each member's probabilities.
+    """
+    if kind == "softmax":
+        members = [torch.from_numpy(scores).softmax(1).numpy() for scores in members]
+    total = sum(weight * scores.astype(np.float64) for weight, scores in zip(weights, members, strict=True))
+    return (total / sum(weights)).astype(np.float32)

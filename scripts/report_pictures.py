@@ -1,0 +1,78 @@
+"""The pictures of ``python -m scripts.report``; matplotlib is imported when they are drawn."""
+
+from pathlib import Path
+
+import numpy as np
+
+from engine.reports import Calibration, row_shares
+
+DPI = 144
+SIDE = 1400  # pixels that a matrix fills, as far as whole pixels a class allow
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"  # of the Okabe-Ito palette
+
+
+def draw_confusion(confusion: np.ndarray, names: list[str], title: str, path: Path) -> None:
+    """The matrix (K, K) of counts, each row divided by its sum, in label order: row the class, column the prediction.
+
+    A cell is the same whole number of pixels for every class, so that none is lost. Where a line of text fits into it
+    the names stand at the rows, otherwise some label numbers. Shares are coloured by their square root: errors of a
+    few percent are what one looks for, beside a diagonal near 1. Classes without videos are grey.
+    """
+    from matplotlib import colormaps
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+
+    k = len(confusion)
+    cell = max(min(SIDE // k, 60), 300 // k, 4)
+    side = k * cell / DPI  # inches
+    figure = Figure(figsize=(side + 2, side + 2), dpi=DPI)
+    axes = figure.add_axes((1 / (side + 2), 1 / (side + 2), side / (side + 2), side / (side + 2)))
+    colours = colormaps["Blues"].with_extremes(bad="#CCCCCC")
+    image = axes.imshow(row_shares(confusion), colours, PowerNorm(0.5, 0, 1), interpolation="nearest")
+    legible = cell >= 14  # a line of 7 points
+    if legible:
+        rows = [_short(name) if name == f"class {i}" else f"{_short(name)}  {i}" for i, name in enumerate(names)]
+        axes.set_yticks(range(k), rows, fontsize=7, parse_math=False)
+        axes.set_xticks(range(k), range(k), fontsize=7, rotation=90 if k > 10 else 0)
+    else:
+        step = next(step for step in (5, 10, 20) if step * cell >= 64)  # room for three digits
+        axes.set_xticks(range(0, k, step))
+        axes.set_yticks(range(0, k, step))
+        axes.tick_params(labelsize=9)
+        axes.grid(color=GREY, linewidth=0.3, alpha=0.5)
+    axes.set_xlabel("prediction (label)")
+    axes.set_ylabel("class" if legible else "class (label)")
+    axes.set_title(title, loc="left", fontsize=10, parse_math=False)
+    bar = axes.inset_axes((1 + 0.15 / side, 0, 0.15 / side, 1))
+    figure.colorbar(image, cax=bar, format=lambda share, _: f"{100 * share:g} %", ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
+    bar.tick_params(labelsize=8)
+    bar.set_ylabel("of the class's videos", fontsize=8)
+    figure.savefig(path, bbox_inches="tight", pad_inches=0.15)
+
+
+def draw_calibration(bins: Calibration, title: str, path: Path) -> None:
+    """A reliability diagram (Guo et al., ICML 2017, Figure 1): accuracy over confidence, and where the videos are."""
+    from matplotlib.figure import Figure
+
+    edges = np.arange(len(bins.videos) + 1) / len(bins.videos)
+    centres, width = (edges[1:] + edges[:-1]) / 2, edges[1]
+    figure = Figure(figsize=(5, 6), dpi=DPI, layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    upper.bar(centres, bins.accuracy, width, color=BLUE, edgecolor="white", linewidth=0.5, label="accuracy")
+    upper.plot(bins.confidence, bins.confidence, "_", color=ORANGE, markersize=14, mew=2, label="mean confidence")
+    upper.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle="--", label="calibrated")
+    upper.set_ylim(0, 1)
+    upper.set_ylabel("share of right predictions")
+    upper.set_title(title, loc="left", fontsize=10, parse_math=False)
+    upper.legend(frameon=False, fontsize=8, loc="upper left")
+    lower.bar(centres, 100 * bins.videos / bins.videos.sum(), width, color=GREY, edgecolor="white", linewidth=0.5)
+    lower.set_xlim(0, 1)
+    lower.set_ylabel("videos (%)")
+    lower.set_xlabel("confidence: probability of the predicted class")
+    for axes in (upper, lower):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+
+
+def _short(name: str, length: int = 60) -> str:
+    return name if len(name) <= length else f"{name[: length - 3]}..."

@@ -1,0 +1,40 @@
+"""Score files of random numbers, and scripts/report.py run on them as a user would."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+from toy_run import run_inside
+
+
+def random_arrays(n: int, k: int, seed: int = 0, **more: object) -> dict[str, np.ndarray]:
+    """Scores that are right about half of the time; the last class never occurs. ``more`` arrays win."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, k - 1, n)
+    scores = rng.normal(size=(n, k)).astype(np.float32)
+    scores[np.arange(n), labels] += 1.5
+    arrays = {"scores": scores, "labels": labels, "paths": np.array([f"a folder/{i}" for i in range(n)])}
+    return arrays | {name: np.asarray(value) for name, value in more.items()}
+
+
+def write(path: Path, arrays: dict) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def report(folder: Path, *words: object) -> tuple[int, str]:
+    """``python -m scripts.report`` in ``folder``: exit status, and what it printed."""
+    result = run_inside("scripts/report.py", *words, cwd=folder)
+    return result.returncode, result.stdout
+
+
+def error_line(folder: Path, *words: object) -> str:
+    """The only line of a report that must fail with status 1."""
+    status, printed = report(folder, *words)
+    assert status == 1 and printed.count("\n") == 1 and printed.startswith("error: "), printed
+    return printed.removeprefix("error: ").rstrip("\n")
