@@ -1,26 +1,24 @@
 """Accuracy from score files, without the models: ``python -m scripts.print_results net_runs/*/scores.npz``."""
 
 import argparse
-import zipfile
+import sys
 from pathlib import Path
 
-import numpy as np
-
 from engine.metrics import accuracy
+from engine.reports import ScoresError, read_scores
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m scripts.print_results", description=__doc__)
     parser.add_argument("scores", nargs="+", metavar="out.npz", help="files that test_models.py --scores wrote")
     args = parser.parse_args()
-    rows = []
-    for path in args.scores:
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                result = accuracy(file["scores"], file["labels"])
-                rows.append((str(Path(path).parent / Path(path).stem), len(file["labels"]), result))
-        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-            parser.error(f"{path}: not a score file ({error}); write one with test_models.py --scores")
+    try:
+        files = [read_scores(path) for path in args.scores]
+    except ScoresError as error:
+        sys.exit(f"error: {error}")
+    rows = [
+        (str(Path(file.path).with_suffix("")), len(file.labels), accuracy(file.scores, file.labels)) for file in files
+    ]
     width = max(len(name) for name, _, _ in rows)
     print(f"{'scores':{width}}  videos   Top-1   Top-5  mean class")
     for name, videos, result in rows:
