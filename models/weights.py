@@ -1,5 +1,6 @@
 """Reading weight files: our own, the released RSA, SDA and TSM layouts, and an ImageNet ResNet-50."""
 
+import json
 import os
 import re
 from dataclasses import dataclass, field
@@ -43,9 +44,14 @@ class LoadReport:
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict:
-    """The dictionary in a checkpoint file, read with ``weights_only=True``: nothing in the file is executed."""
+    """The dictionary in a checkpoint file, ``torch.save``'s or ``.safetensors``: nothing in the file is executed."""
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if str(path).endswith(".safetensors"):
+            checkpoint = _read_safetensors(path)
+        else:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except WeightsError:
+        raise
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such weight file") from None
     except Exception as error:
@@ -70,7 +76,8 @@ def load_weights(
             released RSA (``module.`` prefix, 5-D 1xkxk weights), SDA (stray ``total_ops``/``total_params``), TSM
             (``conv1.net``) files; an ImageNet ResNet-50, of which the classifier, and the whole bottlenecks that hold
             RSA, are left out. For flow and differences its first convolution is averaged over the RGB channels and
-            repeated for the model's (TSN), and the report says so.
+            repeated for the model's (TSN), and the report says so. A file that ends in ``.safetensors`` may have any
+            of these layouts; it needs the package safetensors.
         strict: raise unless every tensor of the model and of the file found its place. With an ImageNet file the
             tensors that no such file can hold may stay as they are. ``False`` loads what fits and reports the rest.
         name: what messages call a ``source`` that is a dict; a file is called by its path.
@@ -122,6 +129,19 @@ def released_model(checkpoint: dict, name: str = "checkpoint") -> str | None:
     return "tsm_r50" if any(key.endswith("layer1.0.conv1.net.weight") for key in keys) else None
 
 
+def stored_classes(checkpoint: dict, name: str = "checkpoint") -> int | None:
+    """K of the classifier in a file of a known layout; ``None`` if it holds none, as an ImageNet ResNet-50 does."""
+    state, _ = _released_names(_state_dict(checkpoint, name))
+    classifier = state.get(f"{CLASSIFIER}weight")
+    return None if classifier is None else classifier.shape[0]
+
+
+def released_segments(path: str | os.PathLike) -> int | None:
+    """The frames that the name of a TSM release tells: ``..._segment8_e45.pth``."""
+    found = re.search(r"_segment(\d+)_", os.path.basename(path))
+    return int(found[1]) if found else None
+
+
 def load_imagenet(model: VideoResNet, source: str) -> LoadReport:
     """The ImageNet start: ``"imagenet"`` (torchvision's ``ResNet50_Weights.IMAGENET1K_V1``) or the path of a file."""
     if source != "imagenet":
@@ -134,6 +154,25 @@ def load_imagenet(model: VideoResNet, source: str) -> LoadReport:
             f"cannot fetch the ImageNet ResNet-50 ({reason}); give the path of a downloaded file as pretrained, or none"
         ) from error
     return load_weights(model, state, name="torchvision's ImageNet ResNet-50")
+
+
+def _read_safetensors(path: str | os.PathLike) -> dict:
+    """A checkpoint from tensors and from the metadata that ``models.export`` writes; other metadata is left alone."""
+    try:
+        from safetensors import safe_open
+    except ImportError:
+        raise WeightsError(f"{path}: to read it, pip install safetensors") from None
+    with safe_open(path, framework="pt") as file:
+        state, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    checkpoint = {"state_dict": state, "config": {}}
+    if "arch" in metadata:
+        checkpoint["arch"] = checkpoint["config"]["model"] = metadata["arch"]
+    for key, part in (("num_segments", "recipe"), ("num_classes", "dataset")):
+        if key in metadata:
+            checkpoint["config"][part] = {key: int(metadata[key])}
+    if "config" in metadata:  # a run's settings, which say more than the lines above
+        checkpoint["config"] = json.loads(metadata["config"])
+    return checkpoint
 
 
 def _state_dict(checkpoint: dict, name: str) -> dict[str, Tensor]:
