@@ -1,14 +1,15 @@
-"""A network as a recipe describes it, ready to be trained."""
+"""A network as a recipe or a checkpoint describes it."""
 
 import torch
 from torch import nn
 
+from data import DatasetConfig
 from data.modality import Modality
-from models import WeightsError, build_model, load_weights
+from models import WeightsError, build_model, list_models, load_weights
 from models.resnet import VideoResNet
-from models.weights import load_imagenet
+from models.weights import load_imagenet, released_model, released_segments, stored_classes
 
-from .config import ConfigError, Recipe
+from .config import KEYS, ConfigError, Recipe, check_key, load_recipe
 from .log import info
 
 
@@ -30,6 +31,45 @@ def build_from_recipe(name: str, num_classes: int, recipe: Recipe) -> VideoResNe
         raise
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{name} cannot be built with {options}: {error}") from None
+
+
+def build_from_file(
+    checkpoint: dict, source: str, name: str | None, frames: int | None, dataset: DatasetConfig | None
+) -> tuple[VideoResNet, Recipe]:
+    """The network of a checkpoint, without its weights, and the recipe it was trained by (its model's, if unknown).
+
+    ``name`` and ``frames`` are what the user says, ``dataset`` what it will be tested on, if anything; what they leave
+    open is read from the file, and asked for if it does not tell. Errors: ``ConfigError``.
+    """
+    trained = run_settings(checkpoint)
+    name = name or trained["model"] or released_model(checkpoint, source)
+    if name is None:
+        known = ", ".join(list_models())
+        raise ConfigError(f"{source}: does not say which model it holds; name it with --model ({known})")
+    check_key(name, list_models(), "model")
+    # What an older file of ours does not say yet, or no longer means anything, is the model's recipe.
+    own = trained["recipe"] if trained["model"] == name else {}
+    own = {key: value for key, value in own.items() if key in KEYS}
+    frames = frames or own.get("num_segments") or released_segments(source)
+    if frames is None:
+        raise ConfigError(f"{source}: does not say how many frames it was trained on; give --num_segments")
+    classes = dataset.num_classes if dataset else stored_classes(checkpoint, source)
+    if classes is None:
+        raise ConfigError(f"{source}: holds no classifier of ours; train the network first, with main.py")
+    where = dataset.name if dataset else trained["dataset"].get("name", "")
+    recipe = load_recipe(name, where, **own | {"num_segments": frames})
+    return build_from_recipe(name, classes, recipe), recipe
+
+
+def run_settings(checkpoint: dict) -> dict:
+    """``model``, ``recipe`` and ``dataset`` of the run that wrote a checkpoint, as far as it tells."""
+    stored = checkpoint.get("config")
+    stored = stored if isinstance(stored, dict) else {}
+    arch = checkpoint.get("arch")
+    settings = {"model": stored.get("model") or (arch if arch in list_models() else None)}
+    for key in ("recipe", "dataset"):
+        settings[key] = stored[key] if isinstance(stored.get(key), dict) else {}
+    return settings
 
 
 def build_for_training(

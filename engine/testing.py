@@ -9,14 +9,13 @@ from data import DatasetConfig, EvalDataset
 from data.modality import Modality
 from data.sampling import FrameOrder
 from models import load_weights
-from models.registry import list_models
 from models.resnet import VideoResNet
-from models.weights import read_checkpoint, released_model, released_segments, stored_classes
+from models.weights import read_checkpoint
 
 from . import config
 from .config import ConfigError, Recipe
 from .log import info
-from .network import build_from_recipe
+from .network import build_from_file, run_settings
 
 # What the released code tests with, by name; flags win.
 PROTOCOLS = {
@@ -36,38 +35,19 @@ class Member:
     categories: list[str] | None  # class names in label order, if the file or the dataset says
 
 
-def build_member(weights: str, name: str | None, frames: int | None, dataset: DatasetConfig | None) -> Member:
+def build_member(weights: str, name: str | None, frames: str | None, dataset: DatasetConfig | None) -> Member:
     """A model with its weights. What the file does not tell is asked for. Errors: ``ConfigError``, ``WeightsError``."""
     checkpoint = read_checkpoint(weights)
-    trained = checkpoint.get("config", {})
-    name = name or trained.get("model") or released_model(checkpoint)
-    if name is None:
-        known = ", ".join(list_models())
-        raise ConfigError(f"{weights}: does not say which model it holds; name it with --model ({known})")
-    config.check_key(name, list_models(), "model")
-    own = trained.get("recipe", {}) if trained.get("model") == name else {}
-    if frames is None and "num_segments" not in own:
-        frames = released_segments(weights)
-        if frames is None:
-            raise ConfigError(f"{weights}: does not say how many frames it was trained on; give --num_segments")
-    trained_on = trained.get("dataset", {})
-    categories = trained_on.get("categories")
+    frames = None if frames is None else config.coerce("num_segments", frames)
+    model, recipe = build_from_file(checkpoint, weights, name, frames, dataset)
+    categories = run_settings(checkpoint)["dataset"].get("categories")
     if dataset is not None:
         if categories and dataset.categories and categories != dataset.categories:
             raise ConfigError(
                 f"{weights}: was trained with other class names or another order of them than dataset {dataset.name}; "
                 "its scores would be read under wrong labels"
             )
-        categories, num_classes = dataset.categories or categories, dataset.num_classes
-    else:
-        num_classes = trained_on.get("num_classes") or stored_classes(checkpoint)
-        if num_classes is None:
-            raise ConfigError(f"{weights}: holds no classifier; is it a trained network?")
-    # What an older file of ours does not say yet, or no longer means anything, is the model's recipe.
-    known = {key: value for key, value in own.items() if key in config.KEYS}
-    recipe = config.load_recipe(name, dataset.name if dataset else trained_on.get("name", ""), **known)
-    recipe.num_segments = recipe.num_segments if frames is None else config.coerce("num_segments", frames)
-    model = build_from_recipe(name, num_classes, recipe)
+        categories = dataset.categories or categories
     info(str(load_weights(model, checkpoint, name=weights)))
     return Member(weights, model.eval(), recipe, categories)
 
