@@ -107,8 +107,9 @@ def build_for_training(
 def channels_last(model: nn.Module) -> None:
     """Lay 4-D weights out channels_last, which its convolutions then hand on to their outputs.
 
-    ``model.to(memory_format=...)`` refuses a network that also has 5-D weights (RSA, SDA).
+    ``model.to(memory_format=...)`` refuses a network that also has 5-D weights (RSA, SDA). A 1x1 weight has both
+    layouts as it is; with the strides of the other one DistributedDataParallel would copy its gradient in each step.
     """
     for parameter in model.parameters():
-        if parameter.dim() == 4:
+        if parameter.dim() == 4 and max(parameter.shape[2:]) > 1:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
