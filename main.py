@@ -111,7 +111,7 @@ def main(args: argparse.Namespace) -> None:
                 distributed.share_buffers(state.tested)
                 sizes = {"batch_size": plan.per_process, "workers": recipe.workers, "print_every": recipe.print_every}
                 try:
-                    _, tested = evaluate(
+                    _, tested, _ = evaluate(
                         state.tested, val_set, precision, **sizes, label_smoothing=recipe.label_smoothing, stop=stop
                     )
                 except Stopped:
@@ -173,9 +173,8 @@ def find_checkpoint(resume: str | None, folder: Path) -> Path | None:
 def write_board(board: SummaryWriter, epochs: int, lr: float, trained: dict, tested: dict) -> None:
     board.add_scalar("lr", lr, epochs)
     for split, values in (("train", trained), ("val", tested)):
-        for name in ("loss", "top1", "top5", "class_accuracy"):
-            if name in values:
-                board.add_scalar(f"{split}/{name}", values[name], epochs)
+        for name, value in values.items():
+            board.add_scalar(f"{split}/{name}", value, epochs)
     board.flush()
 
 

@@ -142,9 +142,9 @@ def test(
         workers = member.recipe.workers if args.workers is None else config.coerce("workers", args.workers)
         model = member.model.to(precision.device)
         loading = {"batch_size": args.batch_size, "workers": workers, "print_every": member.recipe.print_every}
-        part, result = evaluate(model, test_set, precision, **loading, skip_bad=args.on_bad_video == "skip")
+        part, _, bad = evaluate(model, test_set, precision, **loading, skip_bad=args.on_bad_video == "skip")
         scores.append(part)
-        left_out |= result["left_out"]
+        left_out |= bad
     kept = [i for i in range(len(videos)) if i not in left_out]
     scores = [part[kept] for part in scores]
     whole = average(scores, weights, args.average)

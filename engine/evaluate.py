@@ -12,7 +12,7 @@ from data.dataset import collate_good
 
 from . import distributed
 from .interrupt import Stopped, StopRequest
-from .loading import check_shared_memory, make_loader
+from .loading import check_shared_memory, clip_bytes, make_loader
 from .log import Meter, info, progress
 from .metrics import accuracy
 from .precision import Precision
@@ -28,21 +28,20 @@ def evaluate(
     label_smoothing: float = 0.0,
     stop: StopRequest | None = None,
     skip_bad: bool = False,
-) -> tuple[np.ndarray, dict]:
-    """Scores (N, K) float32 in list order, mean logits over views, and ``loss top1 top5 class_accuracy left_out``.
+) -> tuple[np.ndarray, dict[str, float], dict[int, str]]:
+    """Scores (N, K) float32 in list order, mean logits over views; ``loss top1 top5 class_accuracy``; videos left out.
 
     Every process takes each P-th video and all get the whole result; nothing is padded or dropped. ``batch_size`` is
     the most clips in one forward pass, views counted; the model is on ``precision.device``.
-    A video that cannot be read stops the test; with ``skip_bad`` its scores are NaN, it counts in no figure, and
-    ``left_out`` says of its place in the list what was wrong.
+    A video that cannot be read stops the test; with ``skip_bad`` its scores are NaN, it counts in no figure, and the
+    last value says of its place in the list what was wrong.
     Errors: ``DataError`` of such a video; ``Stopped`` if a process was asked to stop meanwhile.
     """
     model.eval()
     mine = list(range(distributed.rank(), len(dataset), distributed.world_size()))
     views = dataset.num_crops * dataset.num_clips
     videos = max(1, batch_size // views)
-    clip_bytes = dataset.num_segments * dataset.modality.stored_channels * dataset.input_size**2
-    check_shared_memory(workers, videos * views * clip_bytes)
+    check_shared_memory(workers, videos * views * clip_bytes(dataset))
     subset = Subset(dataset, mine)
     loader = make_loader(subset, workers, precision.device, collate_good if skip_bad else collate, batch_size=videos)
     times, speed, totals = Meter(), Meter(), np.zeros(4)  # sums of loss, top-1, top-5 and videos
@@ -91,13 +90,13 @@ def evaluate(
             whole[indices] = part
     kept = [place for place in range(len(dataset)) if place not in left_out]
     loss = _statistics(whole[kept], labels_of[kept], label_smoothing)[0]
-    result = accuracy(whole[kept], labels_of[kept]) | {"loss": loss, "left_out": left_out}
+    result = accuracy(whole[kept], labels_of[kept]) | {"loss": loss}
     info(
         f"Validation Results: Prec@1 {result['top1']:.3f} Prec@5 {result['top5']:.3f} Loss {loss:.5f} "
         f"Time {times.average:.4f} Speed {speed.average * distributed.world_size():.4f} V/s"
     )
     info(f"Class Accuracy {result['class_accuracy']:.2f}%")
-    return whole, result
+    return whole, result, left_out
 
 
 @torch.no_grad()

@@ -69,10 +69,14 @@ def training_data(
             f"{dataset.train_list}: {len(train_set)} videos are fewer than one batch of {plan.global_batch}; "
             "lower --global_batch_size or --batch_size"
         )
-    clip_bytes = recipe.num_segments * modality.stored_channels * recipe.input_size**2
-    check_shared_memory(recipe.workers, plan.per_process * clip_bytes)
+    check_shared_memory(recipe.workers, plan.per_process * clip_bytes(train_set))
     sampler = StepSampler(len(train_set), plan, distributed.rank(), recipe.seed)
     return make_loader(train_set, recipe.workers, device, batch_sampler=sampler), val_set
+
+
+def clip_bytes(dataset: TrainDataset | EvalDataset) -> int:
+    """What one clip, or view, of a dataset takes as uint8."""
+    return dataset.num_segments * dataset.modality.stored_channels * dataset.input_size**2
 
 
 def check_shared_memory(workers: int, batch_bytes: int, folder: str = SHARED_MEMORY) -> None:
