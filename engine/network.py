@@ -7,6 +7,7 @@ from data import DatasetConfig
 from data.modality import Modality
 from models import WeightsError, build_model, list_models, load_weights
 from models.resnet import VideoResNet
+from models.rsanet import rsa_backends
 from models.weights import load_imagenet, released_model, released_segments, stored_classes
 
 from .config import KEYS, ConfigError, Recipe, check_key, load_recipe
@@ -98,6 +99,8 @@ def build_for_training(
         )
     model.activation_checkpointing(recipe.activation_checkpointing)
     model = model.to(device)
+    for path in rsa_backends(model, device):
+        info(f"RSA: {path}")
     if recipe.channels_last:
         channels_last(model)
     torch.backends.cudnn.benchmark = recipe.cudnn_benchmark

@@ -116,9 +116,7 @@ def _statistics(model: nn.Module) -> list[Tensor]:
     return [buffer.clone() for buffer in model.buffers()]
 
 
-def _leave_out(
-    step: Step, videos: list[str], state: TrainingState, kept: list[Tensor] | None, recipe: Recipe
-) -> None:
+def _leave_out(step: Step, videos: list[str], state: TrainingState, kept: list[Tensor] | None, recipe: Recipe) -> None:
     """A step that is not finite: put the BN statistics back and go on, or, with none kept, stop.
 
     ``videos``: the paths of this process's clips in that step.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .resnet import VideoResNet
+from .rsanet import set_rsa_backend
 from .weights import read_checkpoint
 
 BATCH_SIZES = (1, 3)  # neither is the 2 that the network is traced with
@@ -104,7 +105,9 @@ def export_safetensors(model: VideoResNet, path: str | os.PathLike, config: dict
 
 
 def _prepared(model: VideoResNet) -> VideoResNet:
-    return copy.deepcopy(model).cpu().float().eval()
+    model = copy.deepcopy(model).cpu().float().eval()
+    set_rsa_backend(model, "reference")  # plain operations, which other programs know
+    return model
 
 
 def _random_clips(model: VideoResNet, size: int | tuple[int, int], batch: int) -> Tensor:

@@ -1,8 +1,9 @@
 """RSANet (NeurIPS 2021): seven of a ResNet-50's 3x3 convolutions replaced by relational self-attention."""
 
+import torch
 from torch import Tensor, nn
 
-from ops import RSA
+from ops import RSA, rsa_backend_reason
 
 from .resnet import VideoResNet
 
@@ -66,3 +67,17 @@ def rsanet(
                 )
     nn.init.xavier_uniform_(model.new_fc.weight)
     return model
+
+
+def set_rsa_backend(model: nn.Module, backend: str) -> None:
+    """Have every RSA of a network take this path: for tools that must see its operations one by one, "reference"."""
+    for module in model.modules():
+        if isinstance(module, RSA):
+            module.backend = backend
+
+
+def rsa_backends(model: nn.Module, device: torch.device) -> list[str]:
+    """The paths that the RSA of a network take on this device, each with its reason; none without RSA."""
+    rsa = [module for module in model.modules() if isinstance(module, RSA)]
+    reasons = (rsa_backend_reason(m.backend, device, kernel_type=m.kernel_type, feat_type=m.feat_type) for m in rsa)
+    return sorted(set(reasons))

@@ -1,11 +1,72 @@
-"""Relational self-attention (RSA, NeurIPS 2021, Fig. 2) in plain PyTorch: the reference for any faster path."""
+"""Relational self-attention (RSA, NeurIPS 2021, Fig. 2): the module, its plain reference, the choice of a faster path.
 
+This file alone is the whole operator. ``ops/__init__.py`` adds the faster paths to ``BACKENDS``.
+"""
+
+import os
+import warnings
+from collections.abc import Callable
 from math import sqrt
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 RELATIONS = ("V", "R", "VplusR")
+
+# Faster paths by name: a function of the projected queries, keys and values and of the parameters, and one that says
+# why it cannot be used for (device, dtype, kernel_type, feat_type), or None. The reference needs no entry.
+BACKENDS: dict[str, tuple[Callable, Callable]] = {}
+
+
+class Choice(NamedTuple):
+    name: str  # of the path that is taken
+    reason: str
+    as_asked: bool = True
+
+
+def choose_backend(asked: str, device: torch.device, dtype: torch.dtype, kernel_type: str, feat_type: str) -> Choice:
+    """The path that is taken, ``"reference"``, ``"fused"`` or ``"triton"``, and why.
+
+    ``asked`` is one of these or ``"auto"``, which the environment variable ``RSA_BACKEND`` may decide. What cannot be
+    used falls back to ``"fused"``, and that to ``"reference"``.
+    Errors: ``ValueError`` for an unknown name.
+    """
+    source = f"backend={asked!r}"
+    if asked == "auto" and os.environ.get("RSA_BACKEND"):
+        asked = os.environ["RSA_BACKEND"]
+        source = f"RSA_BACKEND={asked}"
+    if asked not in ("auto", "reference", "fused", "triton"):
+        raise ValueError(f"{source} must be auto, reference, fused or triton")
+    wanted = "fused" if asked == "auto" else asked
+    reason = source
+    for name in dict.fromkeys((wanted, "fused")):
+        if wanted == "reference":
+            break
+        obstacle = "its file is not imported"
+        if name in BACKENDS:
+            obstacle = BACKENDS[name][1](device, dtype, kernel_type, feat_type)
+        if obstacle is None:
+            return Choice(name, reason, as_asked=name == wanted)
+        reason += f", but {name} cannot be used: {obstacle}"
+    return Choice("reference", reason, as_asked=asked in ("auto", "reference"))
+
+
+def rsa_backend_reason(
+    backend: str = "auto",
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    kernel_type: str = "VplusR",
+    feat_type: str = "VplusR",
+) -> str:
+    """The path that an ``RSA`` with these settings takes on inputs of this device and type, and why, as one line.
+
+    ``device`` ``None`` is the GPU if there is one.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    choice = choose_backend(backend, torch.device(device), dtype, kernel_type, feat_type)
+    return f"{choice.name} ({choice.reason})"
 
 
 class RSA(nn.Module):
@@ -42,6 +103,9 @@ class RSA(nn.Module):
         kernel_size: (kT, kH, kW) or one number, all odd.
         stride: spatial stride, a number or (1, sH, sW), done as released by a 3x3 average pool after the operator.
         kernel_type, feat_type: ``"V"``, ``"R"`` or ``"VplusR"``.
+        backend: ``"reference"`` is the released order of operations; ``"fused"`` and ``"triton"`` compute the same
+            faster, with gradients of first order. ``"auto"`` is ``"fused"``, or what ``RSA_BACKEND`` in the environment
+            says. ``rsa_backend_reason`` tells.
 
     Shapes: ``(N, C, T, H, W) -> (N, C', T, ceil(H/sH), ceil(W/sW))``, any N, T, H, W.
     Errors: ``ValueError`` for settings that do not fit each other and for an input of another shape.
@@ -59,8 +123,11 @@ class RSA(nn.Module):
         stride: int | tuple[int, int, int] = 1,
         kernel_type: str = "VplusR",
         feat_type: str = "VplusR",
+        backend: str = "auto",
     ):
         super().__init__()
+        choose_backend(backend, torch.device("cpu"), torch.float32, kernel_type, feat_type)  # a wrong name is told now
+        self.backend = backend
         if kernel_type not in RELATIONS or feat_type not in RELATIONS:
             raise ValueError(f"kernel_type={kernel_type!r} and feat_type={feat_type!r} must each be one of {RELATIONS}")
         if None in (key_dim, value_dim, latent_dim) and out_channels % num_heads:
@@ -102,7 +169,7 @@ class RSA(nn.Module):
         if feat_type == "VplusR":
             self.I = nn.Parameter(torch.empty(1, value, value))
         pool = tuple(3 if s > 1 else 1 for s in stride[1:])
-        # Two-dimensional, on all frames at once: AvgPool3d refuses maps smaller than its kernel.
+        # Two-dimensional, frame by frame: AvgPool3d refuses maps smaller than its kernel.
         self.pool = nn.AvgPool2d(pool, stride[1:], tuple(k // 2 for k in pool)) if max(stride) > 1 else nn.Identity()
         self.reset_parameters()
 
@@ -121,6 +188,24 @@ class RSA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 5 or x.shape[1] != self.in_channels:
             raise ValueError(f"RSA takes (N, {self.in_channels}, T, H, W), got {tuple(x.shape)}")
+        choice = choose_backend(self.backend, x.device, x.dtype, self.kernel_type, self.feat_type)
+        if not choice.as_asked and not torch.compiler.is_compiling():
+            warnings.warn(f"RSA runs as {choice.name}: {choice.reason}", stacklevel=2)
+        if choice.name == "reference":
+            y = self.reference(x)
+        else:
+            # A matrix product over the channels of each position: what the 1x1x1 convolution is.
+            projected = F.linear(x.movedim(1, -1), self.projection.weight.flatten(1))  # (N, T, H, W, L*K [+ K] + V)
+            h1 = None if self.kernel_type == "V" else self.H1.weight
+            g = None if self.feat_type == "V" else self.G.weight
+            p1, i = getattr(self, "P1", None), getattr(self, "I", None)
+            y = BACKENDS[choice.name][0](projected, self.H2.weight, h1, p1, g, i, self.num_heads)
+        t = y.shape[1]
+        y = self.pool(y.flatten(0, 1).permute(0, 3, 1, 2))  # (N*T, C', ceil(H/sH), ceil(W/sW)), channels_last
+        return y.unflatten(0, (-1, t)).transpose(1, 2)  # (N, C', T, ceil(H/sH), ceil(W/sW))
+
+    def reference(self, x: Tensor) -> Tensor:
+        """The released order of operations, before the pool: ``(N, C, T, H, W) -> (N, T, H, W, C')``."""
         n, _, t, h, w = x.shape
         heads, key, value = self.num_heads, self.key_dim, self.value_dim
         projected = self.projection(x)  # (N, L*K [+ K] + V, T, H, W)
@@ -143,14 +228,14 @@ class RSA(nn.Module):
             context = mixing.transpose(1, 2) @ context  # (N*T*H*W, V, D)
 
         y = context @ code.transpose(1, 2)  # (N*T*H*W, V, L): as released, head l of value v is channel v*L + l
-        y = y.reshape(n, t, h, w, self.out_channels).permute(0, 4, 1, 2, 3)  # (N, C', T, H, W)
-        return self.pool(y.flatten(1, 2)).unflatten(1, (self.out_channels, t))  # (N, C', T, ceil(H/sH), ceil(W/sW))
+        return y.reshape(n, t, h, w, self.out_channels)
 
     def extra_repr(self) -> str:
         return (
             f"{self.in_channels}, {self.out_channels}, num_heads={self.num_heads}, key_dim={self.key_dim}, "
             f"value_dim={self.value_dim}, latent_dim={self.latent_dim}, kernel_size={self.kernel_size}, "
-            f"stride={self.stride}, kernel_type={self.kernel_type!r}, feat_type={self.feat_type!r}"
+            f"stride={self.stride}, kernel_type={self.kernel_type!r}, feat_type={self.feat_type!r}, "
+            f"backend={self.backend!r}"
         )
 
 
