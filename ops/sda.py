@@ -2,6 +2,9 @@
 
 Four dependency blocks look at a feature map over different ranges of space and time; a learned query weighs them for
 each clip; the weighted sum gates the feature map. Letters: N clips, T frames, c reduced channels.
+
+A block's ``summary`` is its output before it is expanded to the size of its input, which only ``S122`` has anyway: the
+sum expands it. A batch of frames in channels_last memory is a batch of clips in channels_last_3d memory, and stays so.
 """
 
 import torch
@@ -11,7 +14,17 @@ from torch import Tensor, nn
 SQUEEZES = ("avg", "max", "avg+max")
 
 
-class LST(nn.Module):
+class Dependency(nn.Module):
+    """A block: (N, c, T, H, W) -> the same. ``summary`` may have 1 in place of T, H and W."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.summary(x).expand_as(x)
+
+    def summary(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class LST(Dependency):
     """Long-range space-time dependency: squeeze over T, H, W, a linear map, BN, ReLU, expand. (N,c,T,H,W) -> the same.
 
     With ``squeeze="avg+max"`` both pass through the same map and BN and are added before the ReLU.
@@ -24,14 +37,14 @@ class LST(nn.Module):
         self.bn = nn.BatchNorm1d(channels)
         nn.init.normal_(self.conv.weight, 0, 0.001)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def summary(self, x: Tensor) -> Tensor:
         pooled = _squeeze(x, (2, 3, 4), self.squeeze)  # one or two of (N, c)
         y = torch.stack(pooled, dim=1).flatten(0, 1)  # (N or 2N, c): BN sees both squeezes as one batch
         y = self.bn(self.conv(y)).unflatten(0, (-1, len(pooled))).sum(1)  # (N, c)
-        return F.relu(y)[:, :, None, None, None].expand_as(x)
+        return F.relu(y)[:, :, None, None, None]  # (N, c, 1, 1, 1)
 
 
-class LT(nn.Module):
+class LT(Dependency):
     """Long-range temporal dependency: squeeze over T, a 3x3 convolution, BN, ReLU, expand. (N,c,T,H,W) -> the same."""
 
     def __init__(self, channels: int, squeeze: str = "avg"):
@@ -41,12 +54,12 @@ class LT(nn.Module):
         self.bn = nn.BatchNorm2d(channels)
         _msra(self.conv)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def summary(self, x: Tensor) -> Tensor:
         y = torch.cat(_squeeze(x, (2,), self.squeeze), dim=1)  # (N, c or 2c, H, W)
-        return F.relu(self.bn(self.conv(y)))[:, :, None].expand_as(x)
+        return F.relu(self.bn(self.conv(y)))[:, :, None]  # (N, c, 1, H, W)
 
 
-class LS(nn.Module):
+class LS(Dependency):
     """Long-range spatial dependency: squeeze over H, W, convolve 3 frames, BN, ReLU, expand; shapes as LST."""
 
     def __init__(self, channels: int, squeeze: str = "avg"):
@@ -56,12 +69,12 @@ class LS(nn.Module):
         self.bn = nn.BatchNorm1d(channels)
         _msra(self.conv)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def summary(self, x: Tensor) -> Tensor:
         y = torch.cat(_squeeze(x, (3, 4), self.squeeze), dim=1)  # (N, c or 2c, T)
-        return F.relu(self.bn(self.conv(y)))[:, :, :, None, None].expand_as(x)
+        return F.relu(self.bn(self.conv(y)))[:, :, :, None, None]  # (N, c, T, 1, 1)
 
 
-class S122(nn.Module):
+class S122(Dependency):
     """Short-range dependency: 1x2x2 pool, (3,1,1) convolution, BN, ReLU, average back. (N,c,T,H,W) -> the same.
 
     The pooled map is (max(H//2, 2), max(W//2, 2)); on odd sizes the adaptive windows overlap, as released.
@@ -74,16 +87,17 @@ class S122(nn.Module):
         self.bn = nn.BatchNorm3d(channels)
         _msra(self.conv)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def summary(self, x: Tensor) -> Tensor:
         t, h, w = x.shape[2:]
         size = (max(h // 2, 2), max(w // 2, 2))
-        maps = x.flatten(1, 2)  # (N, c*T, H, W)
+        frames = x.transpose(1, 2).flatten(0, 1)  # (N*T, c, H, W)
         pools = {"avg": F.adaptive_avg_pool2d, "max": F.adaptive_max_pool2d}
         # As released, avg+max lays the two pools of one channel side by side (c0 avg, c0 max, c1 avg, ...).
-        pooled = [pools[name](maps, size).unflatten(1, (-1, t)) for name in self.squeeze.split("+")]
-        y = torch.stack(pooled, dim=2).flatten(1, 2)  # (N, c or 2c, T, H//2, W//2)
-        y = F.relu(self.bn(self.conv(y)))
-        return F.adaptive_avg_pool2d(y.flatten(1, 2), (h, w)).unflatten(1, (-1, t))  # (N, c, T, H, W)
+        pooled = [pools[name](frames, size) for name in self.squeeze.split("+")]
+        y = pooled[0] if len(pooled) == 1 else torch.stack(pooled, dim=2).flatten(1, 2)  # (N*T, c or 2c, H//2, W//2)
+        y = F.relu(self.bn(self.conv(y.unflatten(0, (-1, t)).transpose(1, 2))))  # (N, c, T, H//2, W//2)
+        y = F.adaptive_avg_pool2d(y.transpose(1, 2).flatten(0, 1), (h, w))
+        return y.unflatten(0, (-1, t)).transpose(1, 2)  # (N, c, T, H, W)
 
 
 DEPENDENCIES = {"LST": LST, "LT": LT, "LS": LS, "S122": S122}
@@ -94,7 +108,7 @@ class QueryAggregation(nn.Module):
 
     .. math:: \alpha = \mathrm{softmax}_m(\mathrm{avgpool}(R_m)\, q^\top), \qquad R = \sum_m \alpha_m R_m
 
-    Takes a list of M tensors (N,c,T,H,W) and returns their weighted sum (N,c,T,H,W).
+    Takes a list of M tensors (N,c,T,H,W), or their summaries, and returns their weighted sum (N,c,T,H,W).
     """
 
     def __init__(self, channels: int):
@@ -104,7 +118,11 @@ class QueryAggregation(nn.Module):
     def forward(self, branches: list[Tensor]) -> Tensor:
         keys = torch.stack([branch.mean((2, 3, 4)) for branch in branches], dim=1)  # (N, M, c)
         weights = (keys @ self.qVec.T).softmax(dim=1)  # (N, M, 1)
-        return sum(branch * weights[:, m, :, None, None, None] for m, branch in enumerate(branches))
+        weights = weights[..., None, None, None].unbind(1)  # M of (N, 1, 1, 1, 1)
+        total = branches[0] * weights[0]
+        for branch, weight in zip(branches[1:], weights[1:], strict=True):  # from the smaller summaries to the larger
+            total = torch.addcmul(total, branch, weight)
+        return total
 
 
 class AverageAggregation(nn.Module):
@@ -115,6 +133,14 @@ class AverageAggregation(nn.Module):
 
 
 AGGREGATIONS = {"query": QueryAggregation, "average": lambda channels: AverageAggregation()}
+
+
+class FrameBatchNorm(nn.BatchNorm3d):
+    """BatchNorm3d of clips, given as frames (N*T, C, H, W), whose statistics are the same and whose kernels are faster."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() != 4:
+            raise ValueError(f"takes frames (N*T, C, H, W), got {tuple(input.shape)}")
 
 
 class SDA(nn.Module):
@@ -158,22 +184,27 @@ class SDA(nn.Module):
         reduced = max(channels // reduction, 16)
         self.num_segments = num_segments
         self.channel_down = nn.Conv3d(channels, reduced, 1, bias=False)
-        self.bn1 = nn.BatchNorm3d(reduced)
+        self.bn1 = FrameBatchNorm(reduced)
         self.mdm = nn.ModuleList(DEPENDENCIES[name](reduced, squeeze) for name in dependencies)
         self.agg = AGGREGATIONS[aggregation](reduced)
         self.channel_up = nn.Conv3d(reduced, channels, 1, bias=False)
-        self.bn2 = nn.BatchNorm3d(channels)
+        self.bn2 = FrameBatchNorm(channels)
         _msra(self.channel_down)
         nn.init.xavier_normal_(self.channel_up.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[0] % self.num_segments:
             raise ValueError(f"{x.shape[0]} frames are not a multiple of num_segments {self.num_segments}")
-        clips = x.unflatten(0, (-1, self.num_segments)).transpose(1, 2)  # (N, C, T, H, W)
-        reduced = F.relu(self.bn1(self.channel_down(clips)))  # (N, c, T, H, W)
-        gate = self.agg([block(reduced) for block in self.mdm])  # (N, c, T, H, W)
-        gate = self.bn2(self.channel_up(gate)).sigmoid()  # (N, C, T, H, W)
-        return (clips * gate).transpose(1, 2).flatten(0, 1)  # (N*T, C, H, W)
+        reduced = F.relu_(self.bn1(_pointwise(self.channel_down, x)))  # (N*T, c, H, W)
+        clips = reduced.unflatten(0, (-1, self.num_segments)).transpose(1, 2)  # (N, c, T, H, W)
+        gate = self.agg([block.summary(clips) for block in self.mdm]).expand_as(clips)  # (N, c, T, H, W)
+        gate = gate.transpose(1, 2).flatten(0, 1)  # (N*T, c, H, W)
+        return x * self.bn2(_pointwise(self.channel_up, gate)).sigmoid_()  # (N*T, C, H, W)
+
+
+def _pointwise(conv: nn.Conv3d, frames: Tensor) -> Tensor:
+    """A 1x1x1 convolution of clips, frame by frame."""
+    return F.conv2d(frames, conv.weight.squeeze(2))
 
 
 def _squeeze(x: Tensor, dims: tuple[int, ...], squeeze: str) -> list[Tensor]:

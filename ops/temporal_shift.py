@@ -24,11 +24,40 @@ class TemporalShift(nn.Module):
         if x.shape[0] % self.num_segments:
             raise ValueError(f"{x.shape[0]} frames are not a multiple of num_segments {self.num_segments}")
         fold = x.shape[1] // self.fold_div
-        x = x.unflatten(0, (-1, self.num_segments))  # (N, T, C, H, W)
-        future, past, still = x.split([fold, fold, x.shape[2] - 2 * fold], dim=2)
-        future = F.pad(future[:, 1:], (0, 0, 0, 0, 0, 0, 0, 1))  # frame t sees t + 1; zeros enter at the end
-        past = F.pad(past[:, :-1], (0, 0, 0, 0, 0, 0, 1, 0))  # frame t sees t - 1; zeros enter at the start
-        return torch.cat([future, past, still], dim=2).flatten(0, 1)  # (N*T, C, H, W)
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # a compiler, an exporter sees plain operations
+            return _shifted_by_cat(x, self.num_segments, fold)
+        return _Shift.apply(x, self.num_segments, fold, False)
 
     def extra_repr(self) -> str:
         return f"num_segments={self.num_segments}, fold_div={self.fold_div}"
+
+
+class _Shift(torch.autograd.Function):
+    """One pass over the features and one over their gradient, which is the shift the other way."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, num_segments: int, fold: int, back: bool) -> Tensor:
+        ctx.arguments = num_segments, fold, not back
+        y = torch.empty_like(x)
+        before, after = x.unflatten(0, (-1, num_segments)), y.unflatten(0, (-1, num_segments))  # (N, T, C, H, W)
+        future, past, still = slice(0, fold), slice(fold, 2 * fold), slice(2 * fold, None)
+        if back:
+            future, past = past, future
+        after[:, :, still] = before[:, :, still]
+        after[:, :-1, future] = before[:, 1:, future]  # frame t sees t + 1; zeros enter at the end
+        after[:, -1, future] = 0
+        after[:, 1:, past] = before[:, :-1, past]  # frame t sees t - 1; zeros enter at the start
+        after[:, 0, past] = 0
+        return y
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return _Shift.apply(gradient, *ctx.arguments), None, None, None
+
+
+def _shifted_by_cat(x: Tensor, num_segments: int, fold: int) -> Tensor:
+    x = x.unflatten(0, (-1, num_segments))  # (N, T, C, H, W)
+    future, past, still = x.split([fold, fold, x.shape[2] - 2 * fold], dim=2)
+    future = F.pad(future[:, 1:], (0, 0, 0, 0, 0, 0, 0, 1))
+    past = F.pad(past[:, :-1], (0, 0, 0, 0, 0, 0, 1, 0))
+    return torch.cat([future, past, still], dim=2).flatten(0, 1)  # (N*T, C, H, W)
