@@ -7,14 +7,10 @@ is of two steps, beyond the network itself: on a CPU of a process for each setti
 
 import argparse
 import json
-import platform
-import re
-import statistics
 import subprocess
 import sys
-import time
 import warnings
-from pathlib import Path
+from functools import partial
 
 import torch
 
@@ -26,6 +22,8 @@ from engine.precision import Precision
 from engine.state import average_weights
 from engine.step import train_step
 from models import list_models
+
+from .measure import machine, medians, peak_memory
 
 PLAIN = {"precision": "fp32", "channels_last": False, "compile": False, "pretrained": None, "cudnn_benchmark": False}
 CPU = {
@@ -67,52 +65,24 @@ class Trainer:
         parts = [self.plan.share(list(range(args.clips)), 0, i) for i in range(self.plan.accumulation)]
         self.batches = [(clips[part], labels[part]) for part in parts]
 
-    def __call__(self) -> float:
-        """Seconds of one step."""
+    def __call__(self) -> None:
+        """One step."""
         torch.backends.cudnn.benchmark = self.recipe.cudnn_benchmark
-        start = time.perf_counter()
         train_step(self.model, self.batches, self.optimizer, self.plan, self.precision, clip_gradient=100.0)
         if self.ema is not None:
             self.ema.update_parameters(self.model)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
 
 
-def seconds(model: str, settings: dict[str, dict], args: argparse.Namespace) -> dict[str, list[float]]:
-    """The time of each setting's steps, taken in turn."""
-    trainers = {name: Trainer(model, values, args) for name, values in settings.items()}
-    times: dict[str, list[float]] = {name: [] for name in trainers}
-    for i in range(args.steps + 2):
-        for name, trainer in trainers.items():
-            if args.device == "cuda":  # one process holds all settings here, and tf32 is a switch of the process
-                Precision(trainer.recipe.precision, trainer.device)
-            elapsed = trainer()
-            if i >= 2:  # compiling, first allocations
-                times[name].append(elapsed)
-        print(f"  {model}: round {i + 1} of {args.steps + 2}", file=sys.stderr, flush=True)
-    return times
+def step_times(model: str, settings: dict[str, dict], args: argparse.Namespace) -> dict[str, float]:
+    """The median time of each setting's steps."""
 
+    def step(trainer: Trainer) -> None:
+        if args.device == "cuda":  # one process holds all settings here, and tf32 is a switch of the process
+            Precision(trainer.recipe.precision, trainer.device)
+        trainer()
 
-def peak_memory(model: str, name: str, args: argparse.Namespace) -> float:
-    """MB that two steps take beyond the network and its optimiser."""
-    trainer = Trainer(model, GPU[name], args)
-    if args.device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        trainer(), trainer()
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far, of imports and building, is forgotten
-    before = _resident("VmRSS")
-    trainer(), trainer()
-    return _resident("VmHWM") - before
-
-
-def _resident(field: str) -> float:
-    """MB of this process that are (``VmRSS``) or were at most (``VmHWM``) in memory. Linux."""
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) / 1e3
+    trainers = {name: partial(step, Trainer(model, values, args)) for name, values in settings.items()}
+    return medians(trainers, args.steps, args.device)
 
 
 def in_a_process_of_its_own(model: str, name: str) -> float:
@@ -143,20 +113,19 @@ def main() -> None:
             parser.error(f"unknown setting {wrong[0]!r}; known: {', '.join(settings)}")
         settings = {name: settings[name] for name in ("plain", *args.only)}
     if args.memory_of:
-        print(peak_memory(*json.loads(args.memory_of), args))
+        model, name = json.loads(args.memory_of)
+        print(peak_memory(Trainer(model, GPU[name], args), args.device))
         return
 
-    device = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    versions = f"PyTorch {torch.__version__}, Python {platform.python_version()}"
-    print(f"{device}, {versions}; a step of {args.clips} clips of {args.num_segments} frames of {args.size} px\n")
+    print(f"{machine(args.device)}; a step of {args.clips} clips of {args.num_segments} frames of {args.size} px\n")
     print("| model | setting | time of a step / plain | peak memory / plain |\n|---|---|---|---|", flush=True)
     for model in args.models or ["tsn_r50", "tsm_r50", "sda_tsm_r50", "rsanet_r50"]:
-        medians = {name: statistics.median(t) for name, t in seconds(model, settings, args).items()}
+        times = step_times(model, settings, args)
         memory = {name: in_a_process_of_its_own(model, name) for name in settings}
         for name in settings:
-            shown = f"{medians[name] / medians['plain']:.2f} | {memory[name] / memory['plain']:.2f} |"
+            shown = f"{times[name] / times['plain']:.2f} | {memory[name] / memory['plain']:.2f} |"
             if name == "plain":
-                time_of = f" ({medians[name] * 1e3:.0f} ms)" if args.device == "cuda" else ""
+                time_of = f" ({times[name] * 1e3:.0f} ms)" if args.device == "cuda" else ""
                 shown = f"1.00{time_of} | 1.00 ({memory[name]:.0f} MB) |"
             print(f"| {model} | {name} | {shown}", flush=True)
 

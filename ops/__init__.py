@@ -3,11 +3,12 @@
 RSA's faster paths are the files beside it; they are added here, so that ``rsa.py`` alone still is the whole operator.
 """
 
-from . import rsa, rsa_fused
+from . import rsa, rsa_fused, rsa_triton
 from .rsa import RSA, rsa_backend_reason
 from .sda import SDA
 from .temporal_shift import TemporalShift
 
-rsa.BACKENDS["fused"] = (rsa_fused.relational_self_attention, rsa_fused.why_not)
+for name, file in (("fused", rsa_fused), ("triton", rsa_triton)):
+    rsa.BACKENDS[name] = (file.relational_self_attention, file.why_not)
 
 __all__ = ["RSA", "SDA", "TemporalShift", "rsa_backend_reason"]

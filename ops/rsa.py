@@ -103,9 +103,9 @@ class RSA(nn.Module):
         kernel_size: (kT, kH, kW) or one number, all odd.
         stride: spatial stride, a number or (1, sH, sW), done as released by a 3x3 average pool after the operator.
         kernel_type, feat_type: ``"V"``, ``"R"`` or ``"VplusR"``.
-        backend: ``"reference"`` is the released order of operations; ``"fused"`` and ``"triton"`` compute the same
-            faster, with gradients of first order. ``"auto"`` is ``"fused"``, or what ``RSA_BACKEND`` in the environment
-            says. ``rsa_backend_reason`` tells.
+        backend: ``"reference"`` is the released order of operations; ``"fused"`` (any device) and ``"triton"`` (GPUs,
+            for kernel_type and feat_type "VplusR") compute the same faster, with gradients of first order. ``"auto"``
+            is ``"fused"``, or what ``RSA_BACKEND`` in the environment says. ``rsa_backend_reason`` tells.
 
     Shapes: ``(N, C, T, H, W) -> (N, C', T, ceil(H/sH), ceil(W/sW))``, any N, T, H, W.
     Errors: ``ValueError`` for settings that do not fit each other and for an input of another shape.

@@ -118,7 +118,7 @@ class RowContext:
             g_u = torch.bmm(g_z, rows)
             if self.I is not None:
                 g_u.baddbmm_(g_y_rows, self.I.transpose(1, 2).expand(rows.shape[0], -1, -1))
-                self.g_identity = _sum(self.g_identity, u.flatten(0, 1).T @ g_y_rows.flatten(0, 1))
+                self.g_identity = _sum(self.g_identity, torch.bmm(u.transpose(1, 2), g_y_rows).sum(0))
             g_rows = torch.bmm(g_z.transpose(1, 2), u).baddbmm_(a_rows.transpose(1, 2), g_u)
         _add_rows_around(g_v, g_rows, self.H2.shape[2:4], frames)
         g_a = torch.bmm(g_u, rows.transpose(1, 2)).view_as(a)
@@ -133,7 +133,7 @@ class RowContext:
 
 def _columns_of(x: Tensor, width: int) -> Tensor:
     """(P, L, C) -> (B*L, W, C): a row of positions for each head."""
-    return x.view(-1, width, *x.shape[1:]).transpose(1, 2).flatten(0, 1)
+    return x.reshape(-1, width, *x.shape[1:]).transpose(1, 2).contiguous().flatten(0, 1)
 
 
 def _positions_of(x: Tensor, width: int) -> Tensor:

@@ -131,12 +131,12 @@ def _fused_backward(
     with torch.autocast(projected.device.type, enabled=False):
         setting = _Setting(projected, H2, H1, P1, G, I, num_heads)
         queries, keys, values = setting.parts(projected)
-        (k, k_scale), (v, v_scale) = (None, None) if keys is None else _unit(keys), _unit(values)
+        (k, k_norm), (v, v_norm) = (None, None) if keys is None else _unit(keys), _unit(values)
         result = torch.empty_like(projected, memory_format=torch.contiguous_format)
         g_queries, g_keys, g_values = setting.parts(result)
         g_k, g_v = None if k is None else torch.zeros_like(k), torch.zeros_like(v)
         for clips, frames in setting.chunks(CHUNK_BYTES):
-            q, q_scale = _unit(queries[clips, frames])
+            q, q_norm = _unit(queries[clips, frames])
             q = q.flatten(0, 3)  # (P, L, K)
             code = q
             if k is not None:
@@ -153,10 +153,10 @@ def _fused_backward(
                 g_relation = torch.bmm(q.transpose(1, 2), g_code)
                 setting.relation.backward(k[clips], g_relation, g_k[clips], frames)
             part = g_queries[clips, frames]
-            part.copy_(_unit_gradient(g_q.view_as(part), q.view_as(part), q_scale))
+            part.copy_(_unit_gradient(g_q.view_as(part), queries[clips, frames], q_norm))
         if k is not None:
-            g_keys.copy_(_unit_gradient(g_k, k, k_scale))
-        g_values.copy_(_unit_gradient(g_v, v, v_scale))
+            g_keys.copy_(_unit_gradient(g_k, keys, k_norm))
+        g_values.copy_(_unit_gradient(g_v, values, v_norm))
         pairs = zip(setting.gradients(), (H2, H1, P1, G, I), strict=True)
         return [result, *(g.reshape(x.shape).to(x.dtype, copy=True) for g, x in pairs if x is not None)]
 
@@ -216,12 +216,14 @@ class _Setting:
 
 
 def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x / |x| over the last dimension, in float32 or wider and then in the type of x; and 1 / |x|."""
+    """x / |x| over the last dimension, in the type of x but computed in float32 or wider; and |x|."""
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    scale = (torch.linalg.vecdot(wide, wide).unsqueeze(-1) + EPSILON).rsqrt()
-    return (wide * scale).to(x.dtype), scale
+    norm = (torch.linalg.vecdot(wide, wide).unsqueeze(-1) + EPSILON).sqrt()  # epsilon as released
+    return (wide / norm).to(x.dtype), norm
 
 
-def _unit_gradient(gradient: Tensor, unit: Tensor, scale: Tensor) -> Tensor:
-    along = torch.linalg.vecdot(gradient.to(scale.dtype), unit.to(scale.dtype)).unsqueeze(-1)
-    return (gradient - unit * along) * scale
+def _unit_gradient(gradient: Tensor, x: Tensor, norm: Tensor) -> Tensor:
+    """The gradient of x from that of x / |x|, over the last dimension."""
+    gradient, x = gradient.to(norm.dtype), x.to(norm.dtype)
+    along = torch.linalg.vecdot(gradient, x).unsqueeze(-1) / norm.square()
+    return (gradient - x * along) / norm

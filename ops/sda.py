@@ -136,7 +136,7 @@ AGGREGATIONS = {"query": QueryAggregation, "average": lambda channels: AverageAg
 
 
 class FrameBatchNorm(nn.BatchNorm3d):
-    """BatchNorm3d of clips, given as frames (N*T, C, H, W), whose statistics are the same and whose kernels are faster."""
+    """BatchNorm3d of clips given as frames (N*T, C, H, W): the statistics are the same, the kernels faster."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() != 4:

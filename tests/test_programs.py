@@ -176,7 +176,7 @@ def test_an_error_under_torchrun_is_one_line(tmp_path):
     result = run("main.py", dataset, "tsn_tiny", "--run", "bad", *quick_flags(), cwd=tmp_path, processes=2)
     assert result.returncode != 0 and result.stdout.count("error: ") == 1, result.stdout
     assert "train.txt:8: label 9 is not below num_classes 2" in result.stdout
-    assert "main.py\", line" not in result.stdout  # no process of ours leaves a traceback
+    assert 'main.py", line' not in result.stdout  # no process of ours leaves a traceback
     test = ["test_models.py", dataset, "--weights", "nowhere.pth", "--device", "cpu"]
     result = run(*test, cwd=tmp_path, processes=2)
     assert result.returncode != 0 and result.stdout.count("error: nowhere.pth: no such weight file") == 1

@@ -1,0 +1,51 @@
+"""What the benchmarks share: times taken in turn, peak memory, and the line that names the machine."""
+
+import platform
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+
+def machine(device: str) -> str:
+    name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    return f"{name}, PyTorch {torch.__version__}, Python {platform.python_version()}"
+
+
+def medians(runs: dict[str, Callable[[], None]], rounds: int, device: str, warm_up: int = 2) -> dict[str, float]:
+    """The median seconds of each run, all taken in turn, so that a slow moment of the machine falls on all."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for i in range(rounds + warm_up):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            if i >= warm_up:  # compiling, first allocations
+                times[name].append(time.perf_counter() - start)
+        print(f"  round {i + 1} of {rounds + warm_up}", file=sys.stderr, flush=True)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def peak_memory(run: Callable[[], None], device: str) -> float:
+    """MB that two calls take at most beyond what there is. On a CPU it is the process's, so one call a process."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run(), run()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far, of imports and building, is forgotten
+    before = _resident("VmRSS")
+    run(), run()
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> float:
+    """MB of this process that are (``VmRSS``) or were at most (``VmHWM``) in memory. Linux."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) / 1e3

@@ -1,0 +1,89 @@
+"""Clips a second of each network as a share of plain TSN's: ``python -m benchmarks.network [MODEL ...]``.
+
+All are trained (``main.py``'s step) or tested in turn in one process, with the same clips, precision and memory layout;
+TSN is given what is best for it. A share is one of medians.
+"""
+
+import argparse
+import warnings
+from functools import partial
+
+import torch
+
+from engine import config
+from engine.batch import plan_batch
+from engine.network import build_for_training
+from engine.optim import build_optimizer
+from engine.precision import Precision
+from engine.step import train_step
+from models import list_models
+from models.rsanet import set_rsa_backend
+
+from .measure import machine, medians
+
+
+def passes(model: str, backend: str, args: argparse.Namespace) -> dict[str, partial]:
+    """A training step and a forward pass of one network."""
+    device = torch.device(args.device)
+    settings = {"precision": args.precision, "channels_last": args.channels_last, "pretrained": None}
+    settings |= {"num_segments": args.num_segments, "global_batch_size": args.clips}
+    recipe = config.load_recipe(model, "something_v1", **settings)
+    precision = Precision(recipe.precision, device)
+    network = build_for_training(model, 174, recipe, device, with_weights=False)
+    set_rsa_backend(network, backend)
+    optimizer, plan = build_optimizer(network, recipe), plan_batch(args.clips, recipe.batch_size, 1)
+    clips = torch.randn(args.clips, args.num_segments, 3, args.size, args.size, device=device)
+    batches = [(clips, torch.arange(args.clips, device=device))]
+
+    def test():
+        network.eval()
+        with torch.no_grad(), precision.autocast():
+            network(clips)
+        network.train()
+
+    return {
+        "training": partial(train_step, network, batches, optimizer, plan, precision, clip_gradient=100.0),
+        "test": test,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.network", description=__doc__)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="default: the R50 networks")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "tf32", "bf16", "fp16"])
+    parser.add_argument("--channels_last", type=lambda x: x == "true", default=True, metavar="true|false")
+    parser.add_argument("--rsa_backends", nargs="+", default=["fused"], choices=["reference", "fused", "triton"])
+    parser.add_argument("--num_segments", type=int, default=8, metavar="T")
+    parser.add_argument("--size", type=int, default=224, metavar="PX")
+    parser.add_argument("--clips", type=int, default=2, metavar="N", help="clips in a pass")
+    parser.add_argument("--rounds", type=int, default=5, metavar="R", help="timed passes of each network")
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    unknown = [name for name in args.models if name not in list_models()]
+    if unknown:
+        parser.error(f"unknown model {unknown[0]!r}; known: {', '.join(list_models())}")
+    models = args.models or ["tsm_r50", "sda_tsn_r50", "sda_tsm_r50", "rsanet_r50"]
+    plain = "tsn_tiny" if models[0].endswith("_tiny") else "tsn_r50"
+    rows = {plain: passes(plain, "auto", args)}
+    for model in models:
+        for backend in args.rsa_backends if model.startswith("rsanet") else ["auto"]:
+            name = f"{model}, {backend}" if backend != "auto" else model
+            rows[name] = passes(model, backend, args)
+
+    layout = "channels_last" if args.channels_last else "contiguous"
+    print(f"{machine(args.device)}; {args.clips} clips of {args.num_segments} frames of {args.size} px, ", end="")
+    print(f"{args.precision}, {layout}\n\n| network | training, share of {plain} | test, share |\n|---|---|---|")
+    seconds = {
+        kind: medians({row: rows[row][kind] for row in rows}, args.rounds, args.device) for kind in ("training", "test")
+    }
+    for row in rows:
+        shares = []
+        for times in seconds.values():
+            rate = f" ({args.clips / times[row]:.1f} clips/s)" if args.device == "cuda" else ""
+            shares.append(f"{times[plain] / times[row]:.2f}{rate}")
+        print(f"| {row} | {' | '.join(shares)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
