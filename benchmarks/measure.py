@@ -1,11 +1,13 @@
 """What the benchmarks share: times taken in turn, peak memory, and the line that names the machine."""
 
+import ctypes
 import platform
 import re
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -39,6 +41,8 @@ def peak_memory(run: Callable[[], None], device: str) -> float:
         before = torch.cuda.memory_allocated()
         run(), run()
         return (torch.cuda.max_memory_allocated() - before) / 1e6
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed would hide as much of what is taken now
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far, of imports and building, is forgotten
     before = _resident("VmRSS")
     run(), run()

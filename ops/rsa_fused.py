@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .rsa_forms import ConvolvedContext, Relation, RowContext
 
-CHUNK_BYTES = 10 << 20  # of a chunk's small matrices: more takes memory, less lays out the weights too often
+CHUNK_BYTES = 10 << 20  # of a chunk's small matrices: more takes memory, less lays the weights out too often
 ROWS_PAY = 2  # times less arithmetic, which makes up for the smaller products of RowContext
 EPSILON = 1e-6
 
@@ -68,31 +68,29 @@ def _fused(
         queries, keys, values = setting.parts(projected)
         k, v = (x if x is None else _unit(x)[0] for x in (keys, values))
         y = projected.new_empty(*projected.shape[:4], setting.value * num_heads)
-        relations, contexts = projected.new_empty(0), projected.new_empty(0)
-        for clips, frames in setting.chunks(None if keep else CHUNK_BYTES):
-            q = _unit(queries[clips, frames])[0].flatten(0, 3)  # (P, L, K)
-            code = q
+        relations, contexts = setting.kept(projected, keep)
+        for clips, frames in setting.chunks():
+            q = queries[clips, frames]
+            norm = _norm(q).view(-1, 1, num_heads)  # (P, 1, L); y is linear in q, so that y is what is divided
+            code = q.flatten(0, 3)  # (P, L, K)
             if k is not None:
                 relation = setting.relation.forward(k[clips], frames)  # (P, K, D)
-                code = torch.bmm(q, relation)  # (P, L, D)
-                relations = relation if keep else relations
+                code = torch.bmm(code, relation)  # (P, L, D)
+                if keep:
+                    setting.slice(relations, clips, frames).copy_(relation)
             part, context = setting.context.forward(v[clips], code, frames)  # (P, L, V)
-            contexts = context if keep and context is not None else contexts
-            y[clips, frames] = part.transpose(1, 2).reshape(y[clips, frames].shape)
+            if contexts.numel():
+                setting.slice(contexts, clips, frames).copy_(context)
+            to = y[clips, frames].view(-1, setting.value, num_heads)
+            torch.div(part.transpose(1, 2), norm.to(part.dtype), out=to)
         return y, relations, contexts
 
 
 @_fused.register_fake
 def _(projected, H2, H1, P1, G, I, num_heads, keep):
     setting = _Setting(projected, H2, H1, P1, G, I, num_heads)
-    n, t, h, w, _ = projected.shape
-    y = projected.new_empty(n, t, h, w, setting.value * num_heads)
-    relations, contexts = projected.new_empty(0), projected.new_empty(0)
-    if keep and H1 is not None:
-        relations = projected.new_empty(n * t * h * w, setting.key, setting.latent)
-    if keep and isinstance(setting.context, ConvolvedContext):
-        contexts = projected.new_empty(n * t * h * w, setting.value, setting.context.columns)
-    return y, relations, contexts
+    y = projected.new_empty(*projected.shape[:4], setting.value * num_heads)
+    return y, *setting.kept(projected, keep)
 
 
 def _setup_context(ctx, inputs, output):
@@ -135,7 +133,7 @@ def _fused_backward(
         result = torch.empty_like(projected, memory_format=torch.contiguous_format)
         g_queries, g_keys, g_values = setting.parts(result)
         g_k, g_v = None if k is None else torch.zeros_like(k), torch.zeros_like(v)
-        for clips, frames in setting.chunks(CHUNK_BYTES):
+        for clips, frames in setting.chunks():
             q, q_norm = _unit(queries[clips, frames])
             q = q.flatten(0, 3)  # (P, L, K)
             code = q
@@ -180,20 +178,28 @@ class _Setting:
         self.relation = None if H1 is None else Relation(H1, P1, self.key, self.latent, dtype)
         width, kernel_width = projected.shape[3], H2.shape[4]
         by_rows = num_heads * (self.latent + (self.value if G is None else 3 * self.value)) * width
-        convolved = self.value * (self.latent + (0 if G is None else self.value)) * kernel_width
-        form = RowContext if by_rows * ROWS_PAY < convolved else ConvolvedContext
+        by_convolution = self.value * (self.latent + (0 if G is None else self.value)) * kernel_width
+        form = RowContext if by_rows * ROWS_PAY < by_convolution else ConvolvedContext
         self.context = form(H2, G, I, self.value, dtype)
+        # Of a position, in float32.
+        self.matrix_bytes = 4 * (self.keys * self.latent + self.value * (self.latent + self.value))
 
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """(N, T, H, W, E) -> queries (N, T, H, W, L, K), keys (N, T, H, W, K), values (N, T, H, W, V)."""
         q, k, v = x.split([self.heads * self.key, self.keys, self.value], dim=-1)
         return q.unflatten(-1, (self.heads, self.key)), k if self.keys else None, v
 
-    def chunks(self, limit: int | None):
-        """(clips, frames) slices whose small matrices take about ``limit`` bytes: some clips, or frames of one clip."""
+    def kept(self, like: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+        """Room for what the forward pass keeps: the relation (N*T*H*W, K, D) and the context (N*T*H*W, V, D [+ V])."""
+        n = self.positions.numel()
+        relation = (n, self.key, self.latent) if keep and self.keys else (0,)
+        columns = self.context.columns if isinstance(self.context, ConvolvedContext) else 0
+        return like.new_empty(relation), like.new_empty((n, self.value, columns) if keep and columns else (0,))
+
+    def chunks(self):
+        """(clips, frames) slices whose matrices take about CHUNK_BYTES: some clips, or frames of one clip."""
         n, t, h, w = self.positions
-        numbers = self.keys * self.latent + self.value * (self.latent + self.value)
-        frames = n * t if limit is None else max(1, limit // (h * w * numbers * 4))
+        frames = max(1, CHUNK_BYTES // (h * w * self.matrix_bytes))
         if frames < t:
             frames = -(-t // -(-t // frames))  # as many chunks, of even length
         if frames >= t:
@@ -215,11 +221,16 @@ class _Setting:
         return g_h2, *relation, g_g, g_i
 
 
-def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x / |x| over the last dimension, in the type of x but computed in float32 or wider; and |x|."""
+def _norm(x: Tensor) -> Tensor:
+    """|x| over the last dimension, kept, in float32 or wider."""
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    norm = (torch.linalg.vecdot(wide, wide).unsqueeze(-1) + EPSILON).sqrt()  # epsilon as released
-    return (wide / norm).to(x.dtype), norm
+    return (torch.linalg.vecdot(wide, wide).unsqueeze(-1) + EPSILON).sqrt()  # epsilon as released
+
+
+def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x / |x| over the last dimension, in the type of x; and |x|."""
+    norm = _norm(x)
+    return (x / norm).to(x.dtype), norm
 
 
 def _unit_gradient(gradient: Tensor, x: Tensor, norm: Tensor) -> Tensor:
