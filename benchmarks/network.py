@@ -1,7 +1,7 @@
 """Clips a second of each network as a share of plain TSN's: ``python -m benchmarks.network [MODEL ...]``.
 
-All are trained (``main.py``'s step) or tested in turn in one process, with the same clips, precision and memory layout;
-TSN is given what is best for it. A share is one of medians.
+All are trained (``main.py``'s step) or tested in turn in one process, with the same clips, precision and memory layout.
+A share is one of medians.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import torch
 
 from engine import config
 from engine.batch import plan_batch
+from engine.memory import keep_freed_memory
 from engine.network import build_for_training
 from engine.optim import build_optimizer
 from engine.precision import Precision
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--precision", default="fp32", choices=["fp32", "tf32", "bf16", "fp16"])
     parser.add_argument("--channels_last", type=lambda x: x == "true", default=True, metavar="true|false")
+    parser.add_argument("--keep_freed_memory", type=lambda x: x == "true", default=True, metavar="true|false")
     parser.add_argument("--rsa_backends", nargs="+", default=["fused"], choices=["reference", "fused", "triton"])
     parser.add_argument("--num_segments", type=int, default=8, metavar="T")
     parser.add_argument("--size", type=int, default=224, metavar="PX")
@@ -60,6 +62,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, metavar="R", help="timed passes of each network")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
+    if args.device == "cpu" and args.keep_freed_memory:
+        keep_freed_memory()
     unknown = [name for name in args.models if name not in list_models()]
     if unknown:
         parser.error(f"unknown model {unknown[0]!r}; known: {', '.join(list_models())}")

@@ -12,10 +12,11 @@ import torch.distributed as dist
 
 from .config import ConfigError
 from .interrupt import EXIT_CODE, Stopped
+from .memory import keep_freed_memory
 
 
 def init(device: str | None) -> torch.device:
-    """Join the process group that torchrun announces, if any, and choose this process's device.
+    """Join the process group that torchrun announces, if any, and choose and set up this process's device.
 
     ``device``: ``"cpu"``, ``"cuda"`` or ``None`` for a GPU where there is one.
     """
@@ -31,6 +32,8 @@ def init(device: str | None) -> torch.device:
                 "lower --nproc_per_node"
             )
         torch.cuda.set_device(local)
+    else:
+        keep_freed_memory()
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         # gloo beside NCCL: what the host alone needs to know (sums of losses, a stop) does not pass through the GPU.
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"

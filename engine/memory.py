@@ -1,0 +1,21 @@
+"""Memory of the process on a CPU."""
+
+import ctypes
+from contextlib import suppress
+
+# Names of glibc's <malloc.h>.
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep freed memory for the next tensors instead of giving it back to the system.
+
+    By default every tensor of some MB is new memory, which the system clears page by page as it is first written; on a
+    CPU that is a tenth or more of a training step (``benchmarks/RESULTS.md``). The process stays as large as it once
+    was. Elsewhere than on glibc nothing happens.
+    """
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(M_TOP_PAD, 64 << 20)
