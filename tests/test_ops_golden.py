@@ -43,9 +43,11 @@ def check(golden, tag, stored, shape, module):
     assert max(errors.values()) < 1e-4, errors
 
 
+@pytest.mark.parametrize("backend", ["reference", "fused"])
 @pytest.mark.parametrize("tag", RSA_CASES)
-def test_rsa(tag):
+def test_rsa(tag, backend):
     shape, module = RSA_CASES[tag]
+    module.backend = backend
     check(table("rsa_op.npz"), tag, tag, shape, module)
 
 

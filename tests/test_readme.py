@@ -118,11 +118,15 @@ def toy_form(command: str) -> str | None:
         return f"{here} {SMALL} & first=$!; {here} {SMALL} && wait $first"
     if command == "python -m benchmarks.training":
         return f"{command} tsn_tiny --size 32 --steps 1 --only channels_last activation_checkpointing"
+    if command == "python -m benchmarks.rsa":
+        return f"{command} --clips 1 --num_segments 2 --rounds 1 --stages res5"
+    if command == "python -m benchmarks.network":
+        return f"{command} rsanet_tiny --size 32 --rounds 1"
     if command == "python -m tests.kill_and_resume --kills 50":
         return "python -m tests.kill_and_resume --kills 1"
     if command.startswith("python -m scripts.export "):
         return f"{command} --size 48"
-    if command.startswith(("./scripts/train_", "python main.py", "MODEL=", "torchrun", "sbatch ")):
+    if command.startswith(("./scripts/train_", "python main.py", "MODEL=", "RSA_BACKEND=", "torchrun", "sbatch ")):
         return f"{command} {SMALL}"
     if command.startswith(("./scripts/test_", "./scripts/ensemble.sh", "python test_models.py")):
         return f"{command} {FEW}"
