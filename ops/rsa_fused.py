@@ -126,6 +126,8 @@ def _fused_backward(
     num_heads: int,
 ) -> list[Tensor]:
     """The gradients of ``projected`` and of the parameters that are there, in their order."""
+    if not projected.numel():
+        return [torch.zeros_like(x) for x in (projected, H2, H1, P1, G, I) if x is not None]
     with torch.autocast(projected.device.type, enabled=False):
         setting = _Setting(projected, H2, H1, P1, G, I, num_heads)
         queries, keys, values = setting.parts(projected)

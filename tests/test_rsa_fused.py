@@ -133,6 +133,13 @@ def test_gradients(kernel_type, feat_type, form, monkeypatch):
     assert gradcheck(lambda x, *_: rsa(x), (x, *rsa.parameters()))
 
 
+def test_no_clips():
+    rsa = RSA(8, 8, 2, kernel_size=3, backend="fused")
+    y = rsa(torch.zeros(0, 8, 2, 4, 4))
+    y.sum().backward()
+    assert y.shape == (0, 8, 2, 4, 4) and not any(p.grad.any() for p in rsa.parameters())
+
+
 def test_frozen_parameters_get_no_gradient():
     rsa = RSA(8, 8, 2, kernel_size=3, backend="fused")
     rsa.H1.weight.requires_grad_(False)
