@@ -29,6 +29,9 @@ launch_nodes() {
     local nodes="$1" endpoint="$2" id="$3"
     shift 3
     find_python
+    # A store of its own for each start. In the agents' one, processes look under a count of restarts, which differs
+    # between nodes: only the node whose process died, or noticed it, has counted one.
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
     exec "$python" -m torch.distributed.run --nnodes "$nodes" --nproc_per_node "$((gpus > 1 ? gpus : 1))" \
         --rdzv_backend c10d --rdzv_endpoint "$endpoint" --rdzv_id "$id" --max_restarts 3 -- "$@"
 }
