@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -43,6 +44,18 @@ def start(folder: Path, run: str, epochs: int, processes: int = 1, **flags: obje
         text=True,
         start_new_session=True,
     )
+
+
+def kill_all(pid: int) -> None:
+    """SIGKILL for a process and all it started: torchrun's are in sessions of their own and may wait for it for long."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        os.kill(pid, signal.SIGSTOP)  # it starts no others meanwhile
+        children = [
+            child for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()
+        ]
+        os.kill(pid, signal.SIGKILL)
+        for child in " ".join(lists).split():
+            kill_all(int(child))
 
 
 def wait_for(process: subprocess.Popen, text: str) -> str:
@@ -97,7 +110,7 @@ def kill_and_resume(folder: Path, kills: int, processes: int = 1, seed: int = 0,
             wait_for(process, "Epoch: ")
         time.sleep(wait)
         assert process.poll() is None, f"the run ended before kill {kill + 1} of {kills}; give it more epochs"
-        os.killpg(process.pid, signal.SIGKILL)
+        kill_all(process.pid)
         process.communicate()
         before, done = done, progress_of(folder, "killed")
         assert done >= before, f"kill {kill + 1} lost a checkpoint: {before} -> {done}"
