@@ -47,12 +47,10 @@ def start(folder: Path, run: str, epochs: int, processes: int = 1, **flags: obje
 
 
 def kill_all(pid: int) -> None:
-    """SIGKILL for a process and all it started: torchrun's are in sessions of their own and may wait for it for long."""
+    """SIGKILL for a process and all it started: torchrun's are in other sessions and may wait for it for long."""
     with suppress(FileNotFoundError, ProcessLookupError):
         os.kill(pid, signal.SIGSTOP)  # it starts no others meanwhile
-        children = [
-            child for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()
-        ]
+        lists = [file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/children")]
         os.kill(pid, signal.SIGKILL)
         for child in " ".join(lists).split():
             kill_all(int(child))
