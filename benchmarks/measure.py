@@ -1,9 +1,12 @@
 """What the benchmarks share: times taken in turn, peak memory, and the line that names the machine."""
 
+import argparse
 import ctypes
+import json
 import platform
 import re
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -11,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+
+from models import list_models
 
 
 def machine(device: str) -> str:
@@ -47,6 +52,19 @@ def peak_memory(run: Callable[[], None], device: str) -> float:
     before = _resident("VmRSS")
     run(), run()
     return _resident("VmHWM") - before
+
+
+def memory_of(module: str, *key: str) -> float:
+    """What ``module``, run with this program's arguments and ``--memory_of KEY``, prints: a process for each peak."""
+    command = [sys.executable, "-W", "ignore", "-m", module, *sys.argv[1:], "--memory_of", json.dumps(key)]
+    return float(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+
+
+def check_models(parser: argparse.ArgumentParser, names: list[str]) -> None:
+    """Errors: the parser's, for a name that is no model's."""
+    unknown = [name for name in names if name not in list_models()]
+    if unknown:
+        parser.error(f"unknown model {unknown[0]!r}; known: {', '.join(list_models())}")
 
 
 def _resident(field: str) -> float:

@@ -6,46 +6,31 @@ A share is one of medians.
 
 import argparse
 import warnings
-from functools import partial
+from collections.abc import Callable
 
 import torch
 
-from engine import config
-from engine.batch import plan_batch
 from engine.memory import keep_freed_memory
-from engine.network import build_for_training
-from engine.optim import build_optimizer
-from engine.precision import Precision
-from engine.step import train_step
-from models import list_models
 from models.rsanet import set_rsa_backend
 
-from .measure import machine, medians
+from .measure import check_models, machine, medians
+from .training import Trainer
 
 
-def passes(model: str, backend: str, args: argparse.Namespace) -> dict[str, partial]:
+def passes(model: str, backend: str, args: argparse.Namespace) -> dict[str, Callable[[], None]]:
     """A training step and a forward pass of one network."""
-    device = torch.device(args.device)
-    settings = {"precision": args.precision, "channels_last": args.channels_last, "pretrained": None}
-    settings |= {"num_segments": args.num_segments, "global_batch_size": args.clips}
-    recipe = config.load_recipe(model, "something_v1", **settings)
-    precision = Precision(recipe.precision, device)
-    network = build_for_training(model, 174, recipe, device, with_weights=False)
+    settings = {"precision": args.precision, "channels_last": args.channels_last, "cudnn_benchmark": True}
+    trainer = Trainer(model, settings, args)
+    network, ((clips, _),) = trainer.model, trainer.batches
     set_rsa_backend(network, backend)
-    optimizer, plan = build_optimizer(network, recipe), plan_batch(args.clips, recipe.batch_size, 1)
-    clips = torch.randn(args.clips, args.num_segments, 3, args.size, args.size, device=device)
-    batches = [(clips, torch.arange(args.clips, device=device))]
 
     def test():
         network.eval()
-        with torch.no_grad(), precision.autocast():
+        with torch.no_grad(), trainer.precision.autocast():
             network(clips)
         network.train()
 
-    return {
-        "training": partial(train_step, network, batches, optimizer, plan, precision, clip_gradient=100.0),
-        "test": test,
-    }
+    return {"training": trainer, "test": test}
 
 
 def main() -> None:
@@ -64,9 +49,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     if args.device == "cpu" and args.keep_freed_memory:
         keep_freed_memory()
-    unknown = [name for name in args.models if name not in list_models()]
-    if unknown:
-        parser.error(f"unknown model {unknown[0]!r}; known: {', '.join(list_models())}")
+    check_models(parser, args.models)
     models = args.models or ["tsm_r50", "sda_tsn_r50", "sda_tsm_r50", "rsanet_r50"]
     plain = "tsn_tiny" if models[0].endswith("_tiny") else "tsn_r50"
     rows = {plain: passes(plain, "auto", args)}

@@ -10,8 +10,6 @@ the rate of a copy (of training, three times the arithmetic and twice the memory
 import argparse
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 
 import torch
@@ -19,7 +17,7 @@ import torch.nn.functional as F
 
 from ops import RSA, rsa_backend_reason
 
-from .measure import machine, medians, peak_memory
+from .measure import machine, medians, memory_of, peak_memory
 
 STAGES = {"res2": (64, 56), "res3": (128, 28), "res4": (256, 14), "res5": (512, 7)}  # channels, pixels of a side
 PASSES = ("forward", "training")
@@ -70,12 +68,6 @@ def rates(args: argparse.Namespace) -> tuple[float, float]:
     return frames * 28 * 28 * 256 * 256 * 9 / seconds["convolution"], 2 * 2**27 / seconds["copy"]
 
 
-def memory(path: str, stage: str, name: str, args: argparse.Namespace) -> float:
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.rsa", *sys.argv[1:]]
-    command += ["--memory_of", json.dumps([path, stage, name])]
-    return float(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rsa", description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
@@ -111,7 +103,7 @@ def main() -> None:
             runs = {path: operator(path, stage, training, args) for path in paths}
             seconds = medians(runs, args.rounds, args.device)
             floor = max((3 if training else 1) * macs / arithmetic, (2 if training else 1) * moved / bandwidth)
-            used = {path: memory(path, stage, name, args) for path in paths}
+            used = {path: memory_of("benchmarks.rsa", path, stage, name) for path in paths}
             for path in paths:
                 speed.setdefault((name, path), []).append(seconds["reference"] / seconds[path])
                 faster = f"{speed[name, path][-1]:.2f}"

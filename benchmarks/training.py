@@ -7,8 +7,6 @@ is of two steps, beyond the network itself: on a CPU of a process for each setti
 
 import argparse
 import json
-import subprocess
-import sys
 import warnings
 from functools import partial
 
@@ -21,9 +19,8 @@ from engine.optim import build_optimizer
 from engine.precision import Precision
 from engine.state import average_weights
 from engine.step import train_step
-from models import list_models
 
-from .measure import machine, medians, peak_memory
+from .measure import check_models, machine, medians, memory_of, peak_memory
 
 PLAIN = {"precision": "fp32", "channels_last": False, "compile": False, "pretrained": None, "cudnn_benchmark": False}
 CPU = {
@@ -85,12 +82,6 @@ def step_times(model: str, settings: dict[str, dict], args: argparse.Namespace) 
     return medians(trainers, args.steps, args.device)
 
 
-def in_a_process_of_its_own(model: str, name: str) -> float:
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.training", *sys.argv[1:]]
-    result = subprocess.run([*command, "--memory_of", json.dumps([model, name])], stdout=subprocess.PIPE, check=True)
-    return float(result.stdout)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="default: tsn_r50 tsm_r50 sda_tsm_r50 rsanet_r50")
@@ -103,9 +94,7 @@ def main() -> None:
     parser.add_argument("--memory_of", help=argparse.SUPPRESS)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
-    unknown = [name for name in args.models if name not in list_models()]
-    if unknown:
-        parser.error(f"unknown model {unknown[0]!r}; known: {', '.join(list_models())}")
+    check_models(parser, args.models)
     settings = GPU if args.device == "cuda" else CPU
     if args.only:
         wrong = [name for name in args.only if name not in settings]
@@ -121,7 +110,7 @@ def main() -> None:
     print("| model | setting | time of a step / plain | peak memory / plain |\n|---|---|---|---|", flush=True)
     for model in args.models or ["tsn_r50", "tsm_r50", "sda_tsm_r50", "rsanet_r50"]:
         times = step_times(model, settings, args)
-        memory = {name: in_a_process_of_its_own(model, name) for name in settings}
+        memory = {name: memory_of("benchmarks.training", model, name) for name in settings}
         for name in settings:
             shown = f"{times[name] / times['plain']:.2f} | {memory[name] / memory['plain']:.2f} |"
             if name == "plain":

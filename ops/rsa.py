@@ -39,18 +39,17 @@ def choose_backend(asked: str, device: torch.device, dtype: torch.dtype, kernel_
         source = f"RSA_BACKEND={asked}"
     if asked not in ("auto", "reference", "fused", "triton"):
         raise ValueError(f"{source} must be auto, reference, fused or triton")
-    wanted = "fused" if asked == "auto" else asked
-    reason = source
+    if asked == "reference":
+        return Choice(asked, source)
+    wanted, reason = "fused" if asked == "auto" else asked, source
     for name in dict.fromkeys((wanted, "fused")):
-        if wanted == "reference":
-            break
         obstacle = "its file is not imported"
         if name in BACKENDS:
             obstacle = BACKENDS[name][1](device, dtype, kernel_type, feat_type)
         if obstacle is None:
             return Choice(name, reason, as_asked=name == wanted)
         reason += f", but {name} cannot be used: {obstacle}"
-    return Choice("reference", reason, as_asked=asked in ("auto", "reference"))
+    return Choice("reference", reason, as_asked=asked == "auto")
 
 
 def rsa_backend_reason(

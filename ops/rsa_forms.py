@@ -36,7 +36,7 @@ class Relation:
 class ConvolvedContext:
     """u = code (H2^T X^V)^T and y = u (I + X^V * G), by convolving the values with H2 and G."""
 
-    def __init__(self, H2: Tensor, G: Tensor | None, I: Tensor | None, value: int, dtype: torch.dtype):
+    def __init__(self, H2: Tensor, G: Tensor | None, I: Tensor | None, value: int, width: int, dtype: torch.dtype):
         self.value, self.latent = value, H2.shape[0]
         weight = (H2 if G is None else torch.cat([H2, G])).squeeze(1).to(dtype)
         self.columns = weight.shape[0]  # D + V
@@ -84,26 +84,28 @@ class RowContext:
     zeros where a position is farther than the kernel reaches. Batches are rows (B = N*T*H) or columns (W).
     """
 
-    def __init__(self, H2: Tensor, G: Tensor | None, I: Tensor | None, value: int, dtype: torch.dtype):
+    columns = 0  # nothing is kept for the backward pass
+
+    def __init__(self, H2: Tensor, G: Tensor | None, I: Tensor | None, value: int, width: int, dtype: torch.dtype):
         self.H2, self.G, self.I = (x if x is None else x.to(dtype) for x in (H2, G, I))
+        self.h2, self.g = (x if x is None else _laid_out(x, width) for x in (self.H2, self.G))  # (W, D or V, R*W)
         self.g_h2 = self.g_g = self.g_identity = None
 
     def forward(self, v: Tensor, code: Tensor, frames: slice) -> tuple[Tensor, None]:
         w = v.shape[3]
         rows = _rows_around(v, self.H2.shape[2:4], frames)  # (B, R*W, V)
-        a = _by_column(_columns_of(code, w), _laid_out(self.H2, w))  # (B*L, W, R*W)
+        a = _by_column(_columns_of(code, w), self.h2)  # (B*L, W, R*W)
         u = torch.bmm(a.view(rows.shape[0], -1, a.shape[2]), rows)  # (B, L*W, V)
         if self.G is None:
             return _positions_of(u, w), None
         z = torch.bmm(u, rows.transpose(1, 2)).view_as(a)
-        y = _by_column(z, _laid_out(self.G, w).transpose(1, 2)).view_as(u)
+        y = _by_column(z, self.g.transpose(1, 2)).view_as(u)
         return _positions_of(y if self.I is None else torch.baddbmm(y, u, self.I.expand(u.shape[0], -1, -1)), w), None
 
     def backward(self, v, code, g_y, _, g_v, frames) -> Tensor:
         w = v.shape[3]
         rows, code = _rows_around(v, self.H2.shape[2:4], frames), _columns_of(code, w)  # (B, R*W, V), (B*L, W, D)
-        h2 = _laid_out(self.H2, w)  # (W, D, R*W)
-        a = _by_column(code, h2)  # (B*L, W, R*W)
+        a = _by_column(code, self.h2)  # (B*L, W, R*W)
         a_rows = a.view(rows.shape[0], -1, a.shape[2])  # (B, L*W, R*W)
         g_y = _columns_of(g_y, w)  # (B*L, W, V)
         g_u = g_y.view(rows.shape[0], -1, g_y.shape[2])  # (B, L*W, V)
@@ -114,7 +116,7 @@ class RowContext:
             z = torch.bmm(u, rows.transpose(1, 2)).view_as(a)
             g_g = torch.bmm(g_y.permute(1, 2, 0), z.transpose(0, 1))  # (W, V, R*W)
             self.g_g = _sum(self.g_g, _gathered(g_g, self.G.shape))
-            g_z = _by_column(g_y, _laid_out(self.G, w)).view_as(a_rows)
+            g_z = _by_column(g_y, self.g).view_as(a_rows)
             g_u = torch.bmm(g_z, rows)
             if self.I is not None:
                 g_u.baddbmm_(g_y_rows, self.I.transpose(1, 2).expand(rows.shape[0], -1, -1))
@@ -124,7 +126,7 @@ class RowContext:
         g_a = torch.bmm(g_u, rows.transpose(1, 2)).view_as(a)
         g_h2 = torch.bmm(code.permute(1, 2, 0), g_a.transpose(0, 1))  # (W, D, R*W)
         self.g_h2 = _sum(self.g_h2, _gathered(g_h2, self.H2.shape))
-        g_code = _by_column(g_a, h2.transpose(1, 2))  # (B*L, W, D)
+        g_code = _by_column(g_a, self.h2.transpose(1, 2))  # (B*L, W, D)
         return _positions_of(g_code.view(rows.shape[0], -1, g_code.shape[2]), w)
 
     def gradients(self) -> tuple[Tensor, Tensor | None, Tensor | None]:

@@ -182,7 +182,7 @@ class _Setting:
         by_rows = num_heads * (self.latent + (self.value if G is None else 3 * self.value)) * width
         by_convolution = self.value * (self.latent + (0 if G is None else self.value)) * kernel_width
         form = RowContext if by_rows * ROWS_PAY < by_convolution else ConvolvedContext
-        self.context = form(H2, G, I, self.value, dtype)
+        self.context = form(H2, G, I, self.value, width, dtype)
         # Of a position, in float32.
         self.matrix_bytes = 4 * (self.keys * self.latent + self.value * (self.latent + self.value))
 
@@ -195,7 +195,7 @@ class _Setting:
         """Room for what the forward pass keeps: the relation (N*T*H*W, K, D) and the context (N*T*H*W, V, D [+ V])."""
         n = self.positions.numel()
         relation = (n, self.key, self.latent) if keep and self.keys else (0,)
-        columns = self.context.columns if isinstance(self.context, ConvolvedContext) else 0
+        columns = self.context.columns
         return like.new_empty(relation), like.new_empty((n, self.value, columns) if keep and columns else (0,))
 
     def chunks(self):

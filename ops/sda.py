@@ -7,6 +7,8 @@ A block's ``summary`` is its output before it is expanded to the size of its inp
 sum expands it. A batch of frames in channels_last memory is a batch of clips in channels_last_3d memory, and stays so.
 """
 
+from abc import ABC, abstractmethod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,14 +16,15 @@ from torch import Tensor, nn
 SQUEEZES = ("avg", "max", "avg+max")
 
 
-class Dependency(nn.Module):
+class Dependency(nn.Module, ABC):
     """A block: (N, c, T, H, W) -> the same. ``summary`` may have 1 in place of T, H and W."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.summary(x).expand_as(x)
 
+    @abstractmethod
     def summary(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The output before it is expanded."""
 
 
 class LST(Dependency):
