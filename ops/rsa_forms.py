@@ -1,9 +1,12 @@
 """The two halves of RSA as ``rsa_fused`` computes them: the relation of the keys and the context of the values.
 
 Each is made for one call of the operator, is given its positions a chunk of frames at a time, and collects the
-gradients of its parameters over the chunks. Letters: N, T, H, W positions, of which a chunk has P; L heads, K key,
-V value, D latent channels; R = kT*kH rows around a row, B rows of a chunk.
+gradients of its input and of its parameters over the chunks. Letters: N, T, H, W positions, of which a chunk has P; L
+heads, K key, V value, D latent channels.
 """
+
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,221 +15,262 @@ from torch import Tensor
 LANES = 16  # outputs that a convolution computes together
 
 
+class Chunk(NamedTuple):
+    clips: slice
+    frames: slice
+    positions: slice  # among those of all chunks, in their order
+
+
 class Relation:
-    """X^K * H1 + P1: one (K, D) matrix a position, from keys (N, T, H, W, K)."""
+    """code = q (X^K * H1 + P1), or q itself where there is no H1. From keys (N, T, H, W, K)."""
 
-    def __init__(self, H1: Tensor, P1: Tensor | None, key: int, latent: int, dtype: torch.dtype):
-        self.key, self.latent = key, latent
-        self.weight = _channels_last(H1.squeeze(1).to(dtype))  # (K*D, kT, kH, kW)
-        self.bias = None if P1 is None else P1.flatten().to(dtype)
-        self.g_weight = self.g_bias = None
+    def __init__(self, k: Tensor | None, H1: Tensor | None, P1: Tensor | None, kept: Tensor, filled: bool):
+        self.matrices = None
+        if H1 is not None:
+            weight, bias = H1.squeeze(1).to(k.dtype), None if P1 is None else P1.flatten().to(k.dtype)
+            self.matrices = _Matrices(k, weight, bias, kept, filled)
 
-    def forward(self, k: Tensor, frames: slice) -> Tensor:
-        return _convolve(k, self.weight, self.bias, frames).unflatten(1, (self.key, self.latent))  # (P, K, D)
+    def forward(self, q: Tensor, chunk: Chunk) -> Tensor:
+        """(P, L, K) -> (P, L, D)."""
+        return q if self.matrices is None else torch.bmm(q, self.matrices.of(chunk))
 
-    def backward(self, k: Tensor, gradient: Tensor, g_k: Tensor, frames: slice) -> None:
-        if self.bias is not None:
-            self.g_bias = _sum(self.g_bias, gradient.sum(0))
-        self.g_weight = _sum(self.g_weight, _convolve_backward(k, self.weight, gradient.flatten(1), g_k, frames))
+    def backward(self, q: Tensor, g_code: Tensor, chunk: Chunk) -> Tensor:
+        if self.matrices is None:
+            return g_code
+        g_q = torch.bmm(g_code, self.matrices.of(chunk).mT)
+        self.matrices.backward(torch.bmm(q.mT, g_code), chunk)
+        return g_q
 
-    def gradients(self) -> tuple[Tensor, Tensor | None]:
-        return self.g_weight, self.g_bias
+    @property
+    def g_k(self) -> Tensor:
+        return self.matrices.g_x
+
+    def gradients(self) -> tuple[Tensor | None, Tensor | None]:
+        """Of H1 and P1."""
+        return (None, None) if self.matrices is None else (self.matrices.g_weight, self.matrices.g_bias)
 
 
 class ConvolvedContext:
-    """u = code (H2^T X^V)^T and y = u (I + X^V * G), by convolving the values with H2 and G."""
+    """u = code (H2^T X^V)^T and y = u (I + X^V * G), by convolving the values (N, T, H, W, V) with H2 and G."""
 
-    def __init__(self, H2: Tensor, G: Tensor | None, I: Tensor | None, value: int, width: int, dtype: torch.dtype):
-        self.value, self.latent = value, H2.shape[0]
-        weight = (H2 if G is None else torch.cat([H2, G])).squeeze(1).to(dtype)
-        self.columns = weight.shape[0]  # D + V
+    def __init__(self, v: Tensor, H2: Tensor, G: Tensor | None, I: Tensor | None, kept: Tensor, filled: bool):
+        self.latent, value = H2.shape[0], v.shape[4]
         self.mixes, self.has_identity = G is not None, I is not None
         # The channels of the values share H2 and G, yet are groups, so that a position's matrix lies in one piece.
-        self.weight = _channels_last(weight.repeat(value, 1, 1, 1))  # (V*(D+V), kT, kH, kW)
-        self.bias = F.pad(I[0].to(dtype), (self.latent, 0)).flatten() if self.has_identity else None
-        self.g_weight = self.g_identity = None
+        weight = (H2 if G is None else torch.cat([H2, G])).squeeze(1).to(v.dtype).repeat(value, 1, 1, 1)
+        bias = None if I is None else F.pad(I[0].to(v.dtype), (self.latent, 0)).flatten()
+        self.matrices = _Matrices(v, weight, bias, kept, filled)
 
-    def matrices(self, v: Tensor, frames: slice) -> Tensor:
-        return _convolve(v, self.weight, self.bias, frames).unflatten(1, (self.value, self.columns))  # (P, V, D+V)
+    def forward(self, code: Tensor, chunk: Chunk) -> Tensor:
+        """(P, L, D) -> (P, L, V)."""
+        context, mixing = self._context_and_mixing(chunk)
+        u = torch.bmm(code, context.mT)
+        return torch.bmm(u, mixing) if self.mixes else u
 
-    def forward(self, v: Tensor, code: Tensor, frames: slice) -> tuple[Tensor, Tensor]:
-        matrices = self.matrices(v, frames)
-        u = torch.bmm(code, matrices[:, :, : self.latent].transpose(1, 2))  # (P, L, V)
-        return torch.bmm(u, matrices[:, :, self.latent :]) if self.mixes else u, matrices
-
-    def backward(self, v, code, g_y, matrices, g_v, frames) -> Tensor:
-        if matrices is None:
-            matrices = self.matrices(v, frames)
-        context, mixing = matrices[:, :, : self.latent], matrices[:, :, self.latent :]
-        g_matrices = torch.empty_like(matrices)
+    def backward(self, code: Tensor, g_y: Tensor, chunk: Chunk) -> Tensor:
+        context, mixing = self._context_and_mixing(chunk)
+        g_matrices = code.new_empty(*context.shape[:2], self.latent + mixing.shape[2])
         g_u = g_y
         if self.mixes:
-            u = torch.bmm(code, context.transpose(1, 2))
-            g_u = torch.bmm(g_y, mixing.transpose(1, 2))  # (P, L, V)
-            g_mixing = torch.bmm(u.transpose(1, 2), g_y)  # (P, V, V)
-            g_matrices[:, :, self.latent :] = g_mixing
-            if self.has_identity:
-                self.g_identity = _sum(self.g_identity, g_mixing.sum(0))
-        g_matrices[:, :, : self.latent] = torch.bmm(g_u.transpose(1, 2), code)
-        g_weight = _convolve_backward(v, self.weight, g_matrices.flatten(1), g_v, frames)
-        self.g_weight = _sum(self.g_weight, g_weight.unflatten(0, (self.value, self.columns)).sum(0))
-        return torch.bmm(g_u, context)  # (P, L, D)
+            g_matrices[:, :, self.latent :] = torch.bmm(torch.bmm(code, context.mT).mT, g_y)
+            g_u = torch.bmm(g_y, mixing.mT)  # (P, L, V)
+        g_matrices[:, :, : self.latent] = torch.bmm(g_u.mT, code)
+        g_code = torch.bmm(g_u, context)
+        self.matrices.backward(g_matrices, chunk)
+        return g_code
+
+    @property
+    def g_v(self) -> Tensor:
+        return self.matrices.g_x
 
     def gradients(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        g_h2, g_g = self.g_weight.split([self.latent, self.columns - self.latent])
-        return g_h2, g_g if self.mixes else None, self.g_identity
+        """Of H2, G and I."""
+        weight, bias = self.matrices.g_weight, self.matrices.g_bias
+        weight = weight.unflatten(0, (self.g_v.shape[4], -1)).sum(0)
+        identity = bias.unflatten(0, (self.g_v.shape[4], -1))[:, self.latent :] if self.has_identity else None
+        return weight[: self.latent], weight[self.latent :] if self.mixes else None, identity
+
+    def _context_and_mixing(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
+        matrices = self.matrices.of(chunk)
+        return matrices[:, :, : self.latent], matrices[:, :, self.latent :]
 
 
-class RowContext:
-    """The same from a row of positions to the R rows around it: A = code H2, u = A X^V, Z = u (X^V)^T, y = u I + Z G.
+class MapContext:
+    """The same as attention: A = code H2^T, u = A X^V, Z = u (X^V)^T, y = u I + Z G, over the kT maps around a map.
 
-    A row of A and Z holds the R*W positions of those rows, so H2 and G are laid out for each column of the map, with
-    zeros where a position is farther than the kernel reaches. Batches are rows (B = N*T*H) or columns (W).
+    A row of A and Z holds the M = S*kT positions of those maps, S = H*W, so H2 and G are laid out for each position of
+    the map, with zeros where another is farther than the kernel reaches. The products' batches are maps (a chunk's B
+    = N*frames) or positions of a map.
     """
 
-    columns = 0  # nothing is kept for the backward pass
+    def __init__(self, v: Tensor, H2: Tensor, G: Tensor | None, I: Tensor | None):
+        self.v, self.H2, self.G, self.I = v, H2, G, None if I is None else I.to(v.dtype)
+        self.kernel, self.area = H2.shape[2:], v.shape[2:4].numel()
+        self.reach = _reach(v.shape[2:4], self.kernel[1:], v.device)
+        self.g_v = self.g_h2 = self.g_g = self.g_identity = None
 
-    def __init__(self, H2: Tensor, G: Tensor | None, I: Tensor | None, value: int, width: int, dtype: torch.dtype):
-        self.H2, self.G, self.I = (x if x is None else x.to(dtype) for x in (H2, G, I))
-        self.h2, self.g = (x if x is None else _laid_out(x, width) for x in (self.H2, self.G))  # (W, D or V, R*W)
-        self.g_h2 = self.g_g = self.g_identity = None
+    # Laid out when first used, so that it is not beside the matrices of a relation: (S, M, D), (S, M, V).
+    h2 = cached_property(lambda self: self._laid_out(self.H2))
+    g = cached_property(lambda self: None if self.G is None else self._laid_out(self.G))
 
-    def forward(self, v: Tensor, code: Tensor, frames: slice) -> tuple[Tensor, None]:
-        w = v.shape[3]
-        rows = _rows_around(v, self.H2.shape[2:4], frames)  # (B, R*W, V)
-        a = _by_column(_columns_of(code, w), self.h2)  # (B*L, W, R*W)
-        u = torch.bmm(a.view(rows.shape[0], -1, a.shape[2]), rows)  # (B, L*W, V)
-        if self.G is None:
-            return _positions_of(u, w), None
-        z = torch.bmm(u, rows.transpose(1, 2)).view_as(a)
-        y = _by_column(z, self.g.transpose(1, 2)).view_as(u)
-        return _positions_of(y if self.I is None else torch.baddbmm(y, u, self.I.expand(u.shape[0], -1, -1)), w), None
+    def forward(self, code: Tensor, chunk: Chunk) -> Tensor:
+        """(P, L, D) -> (P, L, V)."""
+        around = self._around(chunk)  # (B, M, V)
+        a = _by_place(self._maps(code), self.h2.mT)  # (B*L, S, M)
+        u = torch.bmm(a.view(around.shape[0], -1, a.shape[2]), around)  # (B, L*S, V)
+        if self.g is None:
+            return self._positions(u)
+        z = torch.bmm(u, around.mT).view_as(a)
+        y = _by_place(z, self.g).view_as(u)
+        return self._positions(y if self.I is None else y.baddbmm_(u, self.I.expand(u.shape[0], -1, -1)))
 
-    def backward(self, v, code, g_y, _, g_v, frames) -> Tensor:
-        w = v.shape[3]
-        rows, code = _rows_around(v, self.H2.shape[2:4], frames), _columns_of(code, w)  # (B, R*W, V), (B*L, W, D)
-        a = _by_column(code, self.h2)  # (B*L, W, R*W)
-        a_rows = a.view(rows.shape[0], -1, a.shape[2])  # (B, L*W, R*W)
-        g_y = _columns_of(g_y, w)  # (B*L, W, V)
-        g_u = g_y.view(rows.shape[0], -1, g_y.shape[2])  # (B, L*W, V)
-        if self.G is None:
-            g_rows = torch.bmm(a_rows.transpose(1, 2), g_u)
+    def backward(self, code: Tensor, g_y: Tensor, chunk: Chunk) -> Tensor:
+        around, code = self._around(chunk), self._maps(code)  # (B, M, V), (B*L, S, D)
+        a = _by_place(code, self.h2.mT)  # (B*L, S, M)
+        a_maps = a.view(around.shape[0], -1, a.shape[2])  # (B, L*S, M)
+        g_y = self._maps(g_y)  # (B*L, S, V)
+        g_u = g_y.view(around.shape[0], -1, g_y.shape[2])  # (B, L*S, V)
+        if self.g is None:
+            g_around = torch.bmm(a_maps.mT, g_u)
         else:
-            u, g_y_rows = torch.bmm(a_rows, rows), g_u
-            z = torch.bmm(u, rows.transpose(1, 2)).view_as(a)
-            g_g = torch.bmm(g_y.permute(1, 2, 0), z.transpose(0, 1))  # (W, V, R*W)
-            self.g_g = _sum(self.g_g, _gathered(g_g, self.G.shape))
-            g_z = _by_column(g_y, self.g).view_as(a_rows)
-            g_u = torch.bmm(g_z, rows)
+            u, g_y_maps = torch.bmm(a_maps, around), g_u
+            z = torch.bmm(u, around.mT).view_as(a)
+            self.g_g = _sum(self.g_g, torch.bmm(z.permute(1, 2, 0), g_y.transpose(0, 1)))  # (S, M, V)
+            g_z = _by_place(g_y, self.g.mT).view_as(a_maps)
+            g_u = torch.bmm(g_z, around)
             if self.I is not None:
-                g_u.baddbmm_(g_y_rows, self.I.transpose(1, 2).expand(rows.shape[0], -1, -1))
-                self.g_identity = _sum(self.g_identity, torch.bmm(u.transpose(1, 2), g_y_rows).sum(0))
-            g_rows = torch.bmm(g_z.transpose(1, 2), u).baddbmm_(a_rows.transpose(1, 2), g_u)
-        _add_rows_around(g_v, g_rows, self.H2.shape[2:4], frames)
-        g_a = torch.bmm(g_u, rows.transpose(1, 2)).view_as(a)
-        g_h2 = torch.bmm(code.permute(1, 2, 0), g_a.transpose(0, 1))  # (W, D, R*W)
-        self.g_h2 = _sum(self.g_h2, _gathered(g_h2, self.H2.shape))
-        g_code = _by_column(g_a, self.h2.transpose(1, 2))  # (B*L, W, D)
-        return _positions_of(g_code.view(rows.shape[0], -1, g_code.shape[2]), w)
+                g_u.baddbmm_(g_y_maps, self.I.mT.expand(around.shape[0], -1, -1))
+                self.g_identity = _sum(self.g_identity, torch.bmm(u.mT, g_y_maps).sum(0))
+            g_around = torch.bmm(g_z.mT, u).baddbmm_(a_maps.mT, g_u)
+        self._add_around(g_around, chunk)
+        g_a = torch.bmm(g_u, around.mT).view_as(a)
+        self.g_h2 = _sum(self.g_h2, torch.bmm(g_a.permute(1, 2, 0), code.transpose(0, 1)))  # (S, M, D)
+        g_code = _by_place(g_a, self.h2)  # (B*L, S, D)
+        return self._positions(g_code.view(around.shape[0], -1, g_code.shape[2]))
 
     def gradients(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        return self.g_h2, self.g_g, self.g_identity
+        return self._gathered(self.g_h2), None if self.g is None else self._gathered(self.g_g), self.g_identity
+
+    def _maps(self, x: Tensor) -> Tensor:
+        """(P, L, C) -> (B*L, S, C): a map for each head."""
+        return x.reshape(-1, self.area, *x.shape[1:]).transpose(1, 2).contiguous().flatten(0, 1)
+
+    def _positions(self, x: Tensor) -> Tensor:
+        """(B, L*S, C) -> (P, L, C)."""
+        return x.unflatten(1, (-1, self.area)).transpose(1, 2).flatten(0, 1)
+
+    def _laid_out(self, weight: Tensor) -> Tensor:
+        """(C, 1, kT, kH, kW) -> (S, M, C): for each position of a map, the weight of every position around."""
+        taps = F.pad(weight.to(self.v.dtype).flatten(3), (0, 1))  # the last, out of reach, is zero
+        taps = taps.permute(3, 1, 2, 0).flatten(1)  # (kH*kW + 1, kT*C)
+        return taps[self.reach].view(self.area, -1, weight.shape[0])
+
+    def _gathered(self, gradient: Tensor) -> Tensor:
+        """The gradient of a weight (C, 1, kT, kH, kW) from that of ``_laid_out``."""
+        kt, kh, kw = self.kernel
+        # A product: it sums in float32 or wider, and the same way each time on a GPU.
+        taps = F.one_hot(self.reach, kh * kw + 1)[:, : kh * kw].to(gradient.dtype)  # (S*S, kH*kW)
+        gradient = taps.T @ gradient.reshape(taps.shape[0], -1)  # (kH*kW, kT*C)
+        return gradient.view(kh, kw, 1, kt, -1).permute(4, 2, 3, 0, 1)
+
+    def _around(self, chunk: Chunk) -> Tensor:
+        """The values of the kT maps around each frame, zero outside: (B, M, V)."""
+        v, kt, frames = self.v[chunk.clips], self.kernel[0], chunk.frames.stop - chunk.frames.start
+        around = v.new_zeros(v.shape[0], frames, *v.shape[2:4], kt, v.shape[4])
+        for tap, source, target in _overlaps(chunk.frames, v.shape[1], kt):
+            around[:, target, :, :, tap] = v[:, source]
+        return around.flatten(0, 1).flatten(1, 3)
+
+    def _add_around(self, g_around: Tensor, chunk: Chunk) -> None:
+        """Add to the gradient of the values that of ``_around``."""
+        if self.g_v is None:
+            self.g_v = torch.zeros_like(self.v)
+        g_v, kt, frames = self.g_v[chunk.clips], self.kernel[0], chunk.frames.stop - chunk.frames.start
+        g_around = g_around.view(g_v.shape[0], frames, *g_v.shape[2:4], kt, g_v.shape[4])
+        for tap, source, target in _overlaps(chunk.frames, g_v.shape[1], kt):
+            g_v[:, source] += g_around[:, target, :, :, tap]
 
 
-def _columns_of(x: Tensor, width: int) -> Tensor:
-    """(P, L, C) -> (B*L, W, C): a row of positions for each head."""
-    return x.reshape(-1, width, *x.shape[1:]).transpose(1, 2).contiguous().flatten(0, 1)
-
-
-def _positions_of(x: Tensor, width: int) -> Tensor:
-    """(B, L*W, C) -> (P, L, C)."""
-    return x.unflatten(1, (-1, width)).transpose(1, 2).flatten(0, 1)
-
-
-def _by_column(x: Tensor, matrices: Tensor) -> Tensor:
-    """(B*L, W, C), (W, C, C') -> (B*L, W, C'): each column has a matrix of its own."""
+def _by_place(x: Tensor, matrices: Tensor) -> Tensor:
+    """(B*L, S, C), (S, C, C') -> (B*L, S, C'): each position of a map has a matrix of its own."""
     y = x.new_empty(*x.shape[:2], matrices.shape[2])
     torch.bmm(x.transpose(0, 1), matrices, out=y.transpose(0, 1))
     return y
 
 
-def _laid_out(weight: Tensor, width: int) -> Tensor:
-    """(C, 1, kT, kH, kW) -> (W, C, R*W): for each column, the weight of every column of the rows around."""
-    margin = width - 1 - weight.shape[4] // 2
-    weight = F.pad(weight.flatten(1, 3), (margin, margin))  # (C, R, 2W-1), from W-1 columns before to W-1 after
-    return weight.unfold(2, width, 1).flip(2).permute(2, 0, 1, 3).flatten(2)
+def _reach(size: tuple[int, int], kernel: tuple[int, int], device: torch.device) -> Tensor:
+    """(H*W*H*W): the tap by which a position sees another, kH*kW where it is out of reach."""
+    down, right = (torch.arange(length, device=device) for length in size)
+    row = (down - down[:, None] + kernel[0] // 2)[:, None, :, None]  # (H, 1, H, 1)
+    column = (right - right[:, None] + kernel[1] // 2)[:, None, :]  # (W, 1, W)
+    inside = (row >= 0) & (row < kernel[0]) & (column >= 0) & (column < kernel[1])
+    return torch.where(inside, row * kernel[1] + column, kernel[0] * kernel[1]).flatten()
 
 
-def _gathered(gradient: Tensor, shape: torch.Size) -> Tensor:
-    """The gradient of a weight of ``shape`` (C, 1, kT, kH, kW) from that of ``_laid_out``."""
-    c, _, kt, kh, kw = shape
-    gradient = gradient.unflatten(2, (kt * kh, -1))  # (W, C, R, W)
-    result = gradient.new_zeros(c, kt * kh, kw)
-    for column in range(kw):
-        offset = column - kw // 2
-        if abs(offset) < gradient.shape[0]:
-            result[:, :, column] = gradient.diagonal(offset, 0, 3).sum(-1)
-    return result
+class _Matrices:
+    """A matrix (C, outputs) a position: x (N, T, H, W, C) convolved with ``weight`` (C*outputs, kT, kH, kW).
 
+    Every channel is a group. ``kept`` has room for all the matrices, (N*T*H*W, C, outputs), or for none; it is filled
+    from an earlier pass or to be filled by this one.
+    """
 
-def _rows_around(v: Tensor, kernel: torch.Size, frames: slice) -> Tensor:
-    """(N, T, H, W, V) -> (B, R*W, V): the kT x kH rows around each row, zero outside."""
-    n, t, h, w, c = v.shape
-    rows = v.new_zeros(n, frames.stop - frames.start, h, *kernel, w, c)
-    for tap, source, target in _overlaps(frames, t, kernel[0]):
-        for row, above, here in _overlaps(slice(0, h), h, kernel[1]):
-            rows[:, target, here, tap, row] = v[:, source, above]
-    return rows.flatten(0, 2).flatten(1, 3)
+    def __init__(self, x: Tensor, weight: Tensor, bias: Tensor | None, kept: Tensor, filled: bool):
+        self.x, self.weight, self.bias = x, _channels_last(weight), bias
+        self.kept, self.keep, self.filled = kept, len(kept) and not filled, len(kept) and filled
+        self.g_x = self.g_weight = self.g_bias = None
 
+    def of(self, chunk: Chunk) -> Tensor:
+        """(P, C, outputs)."""
+        if self.filled:
+            return self.kept[chunk.positions]
+        taps, used = self._taps(chunk)
+        kernel, groups = self.weight.shape[2:], self.x.shape[4]
+        y = F.conv2d(taps, self.weight[:, used], self.bias, padding=[k // 2 for k in kernel], groups=groups)
+        y = y.permute(0, 2, 3, 1).flatten(0, 2).unflatten(1, (groups, -1))
+        if self.keep:
+            self.kept[chunk.positions] = y
+        return y
 
-def _add_rows_around(g_v: Tensor, g_rows: Tensor, kernel: torch.Size, frames: slice) -> None:
-    """Add to the gradient of the values (N, T, H, W, V) that of ``_rows_around``."""
-    n, t, h, w, c = g_v.shape
-    g_rows = g_rows.view(n, frames.stop - frames.start, h, *kernel, w, c)
-    for tap, source, target in _overlaps(frames, t, kernel[0]):
-        for row, above, here in _overlaps(slice(0, h), h, kernel[1]):
-            g_v[:, source, above] += g_rows[:, target, here, tap, row]
+    def backward(self, gradient: Tensor, chunk: Chunk) -> None:
+        """Add to the gradients of x, weight and bias those from a gradient (P, C, outputs)."""
+        if self.g_x is None:
+            self.g_x, self.g_weight = torch.zeros_like(self.x), torch.zeros_like(self.weight)
+        if self.bias is not None:
+            self.g_bias = _sum(self.g_bias, gradient.flatten(1).sum(0))
+        taps, used = self._taps(chunk)
+        (h, w, groups), (kh, kw) = self.x.shape[2:], self.weight.shape[2:]
+        gradient = gradient.view(-1, h, w, self.weight.shape[0]).permute(0, 3, 1, 2)  # (N*frames, C*outputs, H, W)
+        weight = self.weight[:, used]
+        self.g_weight[:, used] += torch.nn.grad.conv2d_weight(
+            taps, weight.shape, gradient, padding=(kh // 2, kw // 2), groups=groups
+        )
+        # To x as a convolution with the kernel turned round, whose outputs are the taps. They alone would leave most
+        # of the lanes idle, so that blocks of the kernel's rows are outputs too; the parts then fall on shifted rows.
+        kt = weight.shape[1]
+        blocks = min(kh, max(1, LANES // kt))
+        rows = -(-kh // blocks)  # of a block
+        blocks = -(-kh // rows)
+        turned = F.pad(weight, (0, 0, 0, blocks * rows - kh)).view(groups, -1, kt, blocks, rows, kw)
+        turned = _channels_last(turned.permute(0, 2, 3, 1, 4, 5).flip(4, 5).flatten(0, 2))  # (C*kT*blocks, ..)
+        parts = F.conv2d(gradient, turned, padding=(rows - 1, kw // 2), groups=groups)
+        g_x = self.g_x[chunk.clips]
+        parts = parts.permute(0, 2, 3, 1).unflatten(3, (groups, kt, blocks)).unflatten(0, (g_x.shape[0], -1))
+        for tap, source, target in _overlaps(chunk.frames, self.x.shape[1], self.weight.shape[1]):
+            for block in range(blocks):
+                shift = kh // 2 - rows * block
+                first, last = max(0, -shift), min(h, h + rows - 1 - shift)
+                if first < last:
+                    part = parts[:, target, first + shift : last + shift, :, :, tap - used.start, block]
+                    g_x[:, source, first:last] += part  # (N, frames, rows of the map, W, C)
 
-
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, frames: slice) -> Tensor:
-    """The values of ``frames``, each channel of x (N, T, H, W, C) a group: (P, C*outputs)."""
-    padding = (weight.shape[2] // 2, weight.shape[3] // 2)
-    y = F.conv2d(_taps(x, weight.shape[1], frames), weight, bias, padding=padding, groups=x.shape[4])
-    return y.permute(0, 2, 3, 1).flatten(0, 2)
-
-
-def _convolve_backward(x: Tensor, weight: Tensor, gradient: Tensor, g_x: Tensor, frames: slice) -> Tensor:
-    """Add to the gradient of x (N, T, H, W, C); return that of the weight (C*outputs, kT, kH, kW)."""
-    n, t, h, w, groups = x.shape
-    outputs, kt, kh, kw = weight.shape
-    gradient = gradient.view(-1, h, w, outputs).permute(0, 3, 1, 2)  # (N*frames, C*outputs, H, W)
-    # As a convolution with the kernel turned round, whose outputs are the kT taps. They alone would leave most of the
-    # lanes idle, so that blocks of the kernel's rows are outputs too; the parts then fall on shifted rows.
-    blocks = min(kh, max(1, LANES // kt))
-    rows = -(-kh // blocks)  # of a block
-    blocks = -(-kh // rows)
-    turned = F.pad(weight, (0, 0, 0, blocks * rows - kh)).view(groups, -1, kt, blocks, rows, kw)
-    turned = _channels_last(turned.permute(0, 2, 3, 1, 4, 5).flip(4, 5).flatten(0, 2))  # (C*kT*blocks, .., rows, kW)
-    parts = F.conv2d(gradient, turned, padding=(rows - 1, kw // 2), groups=groups)
-    parts = parts.permute(0, 2, 3, 1).unflatten(3, (groups, kt, blocks)).unflatten(0, (n, -1))
-    for tap, source, target in _overlaps(frames, t, kt):
-        for block in range(blocks):
-            shift = kh // 2 - rows * block
-            first, last = max(0, -shift), min(h, h + rows - 1 - shift)
-            if first < last:
-                part = parts[:, target, first + shift : last + shift, :, :, tap, block]
-                g_x[:, source, first:last] += part  # (N, frames, rows of the map, W, C)
-    taps = _taps(x, kt, frames)
-    return torch.nn.grad.conv2d_weight(taps, weight.shape, gradient, padding=(kh // 2, kw // 2), groups=groups)
-
-
-def _taps(x: Tensor, size: int, frames: slice) -> Tensor:
-    """(N, T, H, W, C) -> (N*frames, C*kT, H, W) in channels_last memory: the kT frames around as channels."""
-    n, t, h, w, c = x.shape
-    taps = x.new_zeros(n, frames.stop - frames.start, h, w, c, size)
-    for tap, source, target in _overlaps(frames, t, size):
-        taps[:, target, ..., tap] = x[:, source]
-    return taps.flatten(0, 1).flatten(3).permute(0, 3, 1, 2)
+    def _taps(self, chunk: Chunk) -> tuple[Tensor, slice]:
+        """The frames around as channels: (N*frames, C*taps, H, W) in channels_last memory; the taps that see any."""
+        x = self.x[chunk.clips]
+        overlaps = list(_overlaps(chunk.frames, x.shape[1], self.weight.shape[1]))
+        taps = x.new_zeros(x.shape[0], chunk.frames.stop - chunk.frames.start, *x.shape[2:], len(overlaps))
+        for i, (_, source, target) in enumerate(overlaps):
+            taps[:, target, ..., i] = x[:, source]
+        return taps.flatten(0, 1).flatten(3).permute(0, 3, 1, 2), slice(overlaps[0][0], overlaps[-1][0] + 1)
 
 
 def _overlaps(places: slice, length: int, size: int):

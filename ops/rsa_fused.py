@@ -7,21 +7,25 @@ Four changes to the order of the arithmetic of the paper's Fig. 2 (RSA, NeurIPS 
   matrix a position. H2 and G see the same input and are one convolution; P1 and I are biases.
 - From left to right, code = q (P1 + X^K * H1), u = code (H2^T X^V)^T, y = u (I + X^V * G): every product has the L
   heads as rows, none is of D x D matrices.
-- Where a row of the map is hardly longer than the kernel, H2 and G are applied to the code and to u instead of to the
-  values: attention of a row of positions to the rows around, with no convolution (``RowContext``).
+- Where the map is hardly larger than the kernel, H2 and G are applied to the code and to u instead of to the values:
+  attention of the positions of a map to those of the maps around, with no convolution (``MapContext``).
 - The backward pass is written out and goes over a few frames at a time, as does a forward pass that needs no gradient.
   So the small matrices exist for a few frames only, apart from what the forward pass keeps: the convolutions' outputs.
 
-Letters: N, T, H, W positions, of which a chunk has P; L heads, K key, V value, D latent channels; R = kT*kH.
+Letters: N, T, H, W positions, of which a chunk has P; L heads, K key, V value, D latent channels.
 """
+
+from math import prod
 
 import torch
 from torch import Tensor
 
-from .rsa_forms import ConvolvedContext, Relation, RowContext
+from .rsa_forms import Chunk, ConvolvedContext, MapContext, Relation
 
-CHUNK_BYTES = 10 << 20  # of a chunk's small matrices: more takes memory, less lays the weights out too often
-ROWS_PAY = 2  # times less arithmetic, which makes up for the smaller products of RowContext
+CHUNK_BYTES = 7 << 20  # of a chunk's small matrices: more takes memory
+CHUNK_KERNELS = 4  # a chunk has at least as many positions as so many kernels: less lays the weights out too often
+MAPS_PAY = 2  # times less arithmetic, which makes up for the smaller products of MapContext
+MAP_BYTES = 16 << 20  # of the weights that MapContext lays out, at most
 EPSILON = 1e-6
 
 
@@ -64,33 +68,27 @@ def _fused(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     with torch.autocast(projected.device.type, enabled=False):
-        setting = _Setting(projected, H2, H1, P1, G, I, num_heads)
-        queries, keys, values = setting.parts(projected)
-        k, v = (x if x is None else _unit(x)[0] for x in (keys, values))
-        y = projected.new_empty(*projected.shape[:4], setting.value * num_heads)
-        relations, contexts = setting.kept(projected, keep)
-        for clips, frames in setting.chunks():
-            q = queries[clips, frames]
-            norm = _norm(q).view(-1, 1, num_heads)  # (P, 1, L); y is linear in q, so that y is what is divided
-            code = q.flatten(0, 3)  # (P, L, K)
-            if k is not None:
-                relation = setting.relation.forward(k[clips], frames)  # (P, K, D)
-                code = torch.bmm(code, relation)  # (P, L, D)
-                if keep:
-                    setting.slice(relations, clips, frames).copy_(relation)
-            part, context = setting.context.forward(v[clips], code, frames)  # (P, L, V)
-            if contexts.numel():
-                setting.slice(contexts, clips, frames).copy_(context)
-            to = y[clips, frames].view(-1, setting.value, num_heads)
-            torch.div(part.transpose(1, 2), norm.to(part.dtype), out=to)
-        return y, relations, contexts
+        sizes = _Sizes(projected, H2, H1, G, num_heads)
+        queries, keys, values = sizes.parts(projected)
+        y = projected.new_empty(*projected.shape[:4], sizes.value * num_heads)
+        kept = sizes.kept(projected, keep)
+        relation = Relation(None if keys is None else _unit(keys)[0], H1, P1, kept[0], filled=False)
+        context = sizes.context(_unit(values)[0], H2, G, I, kept[1], filled=False)
+        for chunk in sizes.chunks():
+            q = queries[chunk.clips, chunk.frames]
+            part = context.forward(relation.forward(q.flatten(0, 3), chunk), chunk)  # (P, L, V)
+            # It is linear in q, so that it is what is divided by |q|.
+            norm = _norm(q).to(q.dtype).squeeze(-1).unsqueeze(-2)  # (N, frames, H, W, 1, L)
+            to = y[chunk.clips, chunk.frames].unflatten(-1, (-1, num_heads))  # (N, frames, H, W, V, L)
+            torch.div(part.mT.view_as(to), norm, out=to)
+        return y, *kept
 
 
 @_fused.register_fake
 def _(projected, H2, H1, P1, G, I, num_heads, keep):
-    setting = _Setting(projected, H2, H1, P1, G, I, num_heads)
-    y = projected.new_empty(*projected.shape[:4], setting.value * num_heads)
-    return y, *setting.kept(projected, keep)
+    sizes = _Sizes(projected, H2, H1, G, num_heads)
+    y = projected.new_empty(*projected.shape[:4], sizes.value * num_heads)
+    return y, *sizes.kept(projected, keep)
 
 
 def _setup_context(ctx, inputs, output):
@@ -129,35 +127,26 @@ def _fused_backward(
     if not projected.numel():
         return [torch.zeros_like(x) for x in (projected, H2, H1, P1, G, I) if x is not None]
     with torch.autocast(projected.device.type, enabled=False):
-        setting = _Setting(projected, H2, H1, P1, G, I, num_heads)
-        queries, keys, values = setting.parts(projected)
+        sizes = _Sizes(projected, H2, H1, G, num_heads)
+        queries, keys, values = sizes.parts(projected)
         (k, k_norm), (v, v_norm) = (None, None) if keys is None else _unit(keys), _unit(values)
+        relation = Relation(k, H1, P1, relations, filled=True)
+        context = sizes.context(v, H2, G, I, contexts, filled=True)
         result = torch.empty_like(projected, memory_format=torch.contiguous_format)
-        g_queries, g_keys, g_values = setting.parts(result)
-        g_k, g_v = None if k is None else torch.zeros_like(k), torch.zeros_like(v)
-        for clips, frames in setting.chunks():
-            q, q_norm = _unit(queries[clips, frames])
-            q = q.flatten(0, 3)  # (P, L, K)
-            code = q
-            if k is not None:
-                relation = setting.slice(relations, clips, frames)
-                if relation is None:
-                    relation = setting.relation.forward(k[clips], frames)
-                code = torch.bmm(q, relation)
-            g_y = gradient[clips, frames].reshape(-1, setting.value, num_heads).transpose(1, 2).contiguous()
-            context = setting.slice(contexts, clips, frames)
-            g_code = setting.context.backward(v[clips], code, g_y, context, g_v[clips], frames)
-            g_q = g_code
-            if k is not None:
-                g_q = torch.bmm(g_code, relation.transpose(1, 2))
-                g_relation = torch.bmm(q.transpose(1, 2), g_code)
-                setting.relation.backward(k[clips], g_relation, g_k[clips], frames)
-            part = g_queries[clips, frames]
-            part.copy_(_unit_gradient(g_q.view_as(part), queries[clips, frames], q_norm))
+        g_queries, g_keys, g_values = sizes.parts(result)
+        for chunk in sizes.chunks():
+            at = chunk.clips, chunk.frames
+            q, q_norm = _unit(queries[at])
+            q_by_position = q.flatten(0, 3)  # (P, L, K)
+            g_y = gradient[at].reshape(-1, sizes.value, num_heads).mT.contiguous()  # (P, L, V)
+            g_code = context.backward(relation.forward(q_by_position, chunk), g_y, chunk)
+            g_q = relation.backward(q_by_position, g_code, chunk).view_as(q)
+            g_queries[at] = _unit_gradient(g_q, queries[at], q_norm)
         if k is not None:
-            g_keys.copy_(_unit_gradient(g_k, keys, k_norm))
-        g_values.copy_(_unit_gradient(g_v, values, v_norm))
-        pairs = zip(setting.gradients(), (H2, H1, P1, G, I), strict=True)
+            g_keys.copy_(_unit_gradient(relation.g_k, keys, k_norm))
+        g_values.copy_(_unit_gradient(context.g_v, values, v_norm))
+        g_h2, g_g, g_i = context.gradients()
+        pairs = zip((g_h2, *relation.gradients(), g_g, g_i), (H2, H1, P1, G, I), strict=True)
         return [result, *(g.reshape(x.shape).to(x.dtype, copy=True) for g, x in pairs if x is not None)]
 
 
@@ -167,60 +156,60 @@ def _(gradient, projected, H2, H1, P1, G, I, relations, contexts, num_heads):
     return [result, *(x.new_empty(x.shape) for x in (H2, H1, P1, G, I) if x is not None)]
 
 
-class _Setting:
-    """The sizes of a call, and its two halves: the relation of the keys and the context of the values."""
+class _Sizes:
+    """The sizes of a call, the form of its context that pays, and its chunks."""
 
-    def __init__(self, projected, H2, H1, P1, G, I, num_heads):
+    def __init__(self, projected, H2, H1, G, num_heads):
         self.positions = projected.shape[:4]
         self.latent, self.heads = H2.shape[0], num_heads
         self.key = self.latent if H1 is None else H1.shape[0] // self.latent
         self.keys = 0 if H1 is None else self.key
-        self.value = projected.shape[4] - num_heads * self.key - self.keys
-        dtype = projected.dtype
-        self.relation = None if H1 is None else Relation(H1, P1, self.key, self.latent, dtype)
-        width, kernel_width = projected.shape[3], H2.shape[4]
-        by_rows = num_heads * (self.latent + (self.value if G is None else 3 * self.value)) * width
-        by_convolution = self.value * (self.latent + (0 if G is None else self.value)) * kernel_width
-        form = RowContext if by_rows * ROWS_PAY < by_convolution else ConvolvedContext
-        self.context = form(H2, G, I, self.value, width, dtype)
-        # Of a position, in float32.
-        self.matrix_bytes = 4 * (self.keys * self.latent + self.value * (self.latent + self.value))
+        self.value = value = projected.shape[4] - num_heads * self.key - self.keys
+        area, (taps, *kernel) = prod(self.positions[2:]), H2.shape[2:]
+        columns, self.kernel = self.latent + (0 if G is None else value), H2.shape[2:].numel()
+        by_maps = num_heads * (self.latent + (value if G is None else 3 * value)) * area  # multiply-adds / taps
+        laid_out = 4 * area**2 * taps * columns  # bytes
+        self.by_maps = by_maps * MAPS_PAY < value * columns * prod(kernel) and laid_out < MAP_BYTES
+        self.context_columns = 0 if self.by_maps else columns  # that are kept
+        context_matrix = 2 * num_heads * taps * area if self.by_maps else value * columns
+        self.matrix_bytes = 4 * max(self.keys * self.latent, context_matrix)  # of a position, in float32
 
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """(N, T, H, W, E) -> queries (N, T, H, W, L, K), keys (N, T, H, W, K), values (N, T, H, W, V)."""
         q, k, v = x.split([self.heads * self.key, self.keys, self.value], dim=-1)
         return q.unflatten(-1, (self.heads, self.key)), k if self.keys else None, v
 
+    def context(self, v: Tensor, H2: Tensor, G: Tensor | None, I: Tensor | None, kept: Tensor, filled: bool):
+        return MapContext(v, H2, G, I) if self.by_maps else ConvolvedContext(v, H2, G, I, kept, filled)
+
     def kept(self, like: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
         """Room for what the forward pass keeps: the relation (N*T*H*W, K, D) and the context (N*T*H*W, V, D [+ V])."""
-        n = self.positions.numel()
+        n, columns = self.positions.numel(), self.context_columns
         relation = (n, self.key, self.latent) if keep and self.keys else (0,)
-        columns = self.context.columns
         return like.new_empty(relation), like.new_empty((n, self.value, columns) if keep and columns else (0,))
 
     def chunks(self):
-        """(clips, frames) slices whose matrices take about CHUNK_BYTES: some clips, or frames of one clip."""
+        """Some frames of some clips each, whose matrices take about CHUNK_BYTES.
+
+        Few frames of many clips, rather than many of few: at the ends of a clip they then see fewer frames.
+        """
         n, t, h, w = self.positions
-        frames = max(1, CHUNK_BYTES // (h * w * self.matrix_bytes))
-        if frames < t:
-            frames = -(-t // -(-t // frames))  # as many chunks, of even length
-        if frames >= t:
-            for start in range(0, n, frames // t):
-                yield slice(start, min(n, start + frames // t)), slice(0, t)
-        else:
-            for clip in range(n):
-                for start in range(0, t, frames):
-                    yield slice(clip, clip + 1), slice(start, min(t, start + frames))
+        area = max(1, h * w)
+        room = max(1, CHUNK_BYTES // (area * self.matrix_bytes), -(-CHUNK_KERNELS * self.kernel // area))  # frames
+        clips, frames = _even(n, room), _even(t, max(1, room // max(1, n)))
+        first = 0
+        for start in range(0, t, frames):
+            for clip in range(0, n, clips):
+                at = slice(clip, min(n, clip + clips)), slice(start, min(t, start + frames))
+                last = first + prod(part.stop - part.start for part in at) * h * w
+                yield Chunk(*at, slice(first, last))
+                first = last
 
-    def slice(self, kept: Tensor, clips: slice, frames: slice) -> Tensor | None:
-        """The matrices (P, rows, columns) of a chunk, of those kept for all positions."""
-        return kept.view(*self.positions, *kept.shape[1:])[clips, frames].flatten(0, 3) if kept.numel() else None
 
-    def gradients(self) -> tuple[Tensor | None, ...]:
-        """Of H2, H1, P1, G, I, after all chunks."""
-        relation = (None, None) if self.relation is None else self.relation.gradients()
-        g_h2, g_g, g_i = self.context.gradients()
-        return g_h2, *relation, g_g, g_i
+def _even(length: int, most: int) -> int:
+    """The size of as few parts of a length as have at most ``most``, all but the last of one size."""
+    parts = max(1, -(-length // most))
+    return max(1, -(-length // parts))
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -19,8 +19,8 @@ from ops.rsa import RELATIONS
 
 VARIANTS = [(kernel, feat) for kernel in RELATIONS for feat in RELATIONS]
 odd = st.sampled_from([1, 3, 5])
-# ROWS_PAY that has the context computed by convolutions, or by rows, whichever is less arithmetic.
-FORMS = {"convolved": 1e9, "rows": 0.0}
+# MAPS_PAY that has the context computed by convolutions, or by maps, whichever is less arithmetic.
+FORMS = {"convolved": 1e9, "maps": 0.0}
 FUSED = rsa_fused.relational_self_attention
 
 
@@ -52,12 +52,14 @@ def assert_as_exact_as_the_plain_path(rsa: RSA, shape: tuple[int, ...], dtype: t
     """Error against float64 at most twice (output) or three times (gradients) that of the plain path in ``dtype``.
 
     Both are root mean squares, over several inputs if these are small, where the plain path may be lucky on one. An
-    error below one rounding of ``dtype`` counts as one rounding.
+    error below one rounding of ``dtype`` counts as one rounding. No vector is near zero: the rounding of the one that
+    is nearest would decide both errors (``test_vectors_near_zero``).
     """
     rsa.to(dtype).double()  # all compute with what the type can hold
     squares = []  # of what is expected, of the plain path's errors, of the fused path's, for each tensor
     for _ in range(draws):
-        x = torch.randn(shape).to(dtype).double()
+        x = torch.randn(shape)
+        x = (x + 0.5 * x.sign()).to(dtype).double()
         with torch.no_grad():
             weight = torch.randn_like(rsa(x)).to(dtype).double()
         exact, plain, fused = (
@@ -76,7 +78,7 @@ def assert_as_exact_as_the_plain_path(rsa: RSA, shape: tuple[int, ...], dtype: t
         assert fused[i] <= allowed, f"tensor {i}: {fused[i] / expected[i]} > {allowed / expected[i]}"
 
 
-# derandomize: on tensors this small one draw in a few hundred exceeds the rule, in either path's favour.
+# derandomize: the same draws in every run, of tensors too (``manual_seed``), so that what fails fails again.
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     shape=st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 9), st.integers(1, 9)),
@@ -86,10 +88,11 @@ def assert_as_exact_as_the_plain_path(rsa: RSA, shape: tuple[int, ...], dtype: t
     variant=st.sampled_from(VARIANTS),
     stride=st.sampled_from([1, 2, (1, 2, 1)]),
     form=st.sampled_from(list(FORMS)),
-    chunk=st.sampled_from([1, rsa_fused.CHUNK_BYTES]),
+    one_frame_chunks=st.booleans(),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )
-def test_error_on_odd_sizes(shape, kernel_size, heads, dims, variant, stride, form, chunk, dtype):
+def test_error_on_odd_sizes(shape, kernel_size, heads, dims, variant, stride, form, one_frame_chunks, dtype):
+    torch.manual_seed(0)
     key, value, latent = dims
     latent = key if variant[0] == "V" else latent
     rsa = perturbed(
@@ -98,8 +101,10 @@ def test_error_on_odd_sizes(shape, kernel_size, heads, dims, variant, stride, fo
     )  # fmt: skip
     n, t, h, w = shape
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rsa_fused, "ROWS_PAY", FORMS[form])
-        patch.setattr(rsa_fused, "CHUNK_BYTES", chunk)
+        patch.setattr(rsa_fused, "MAPS_PAY", FORMS[form])
+        if one_frame_chunks:
+            patch.setattr(rsa_fused, "CHUNK_BYTES", 1)
+            patch.setattr(rsa_fused, "CHUNK_KERNELS", 0)
         assert_as_exact_as_the_plain_path(rsa, (n, rsa.in_channels, t, h, w), dtype, draws=4)
 
 
@@ -111,23 +116,35 @@ def test_error_of_the_network_s_operators(channels, size, dtype):
     assert_as_exact_as_the_plain_path(RSA(channels, channels), (1, channels, 4, size, size), dtype)
 
 
-def test_narrow_maps_are_by_rows():
+def test_vectors_near_zero():
+    """Queries, keys and values of zeros, and of numbers whose squares are about the epsilon under the root."""
+    rsa = perturbed(out_channels=8, num_heads=2, kernel_size=3)
+    x = torch.randn(2, rsa.in_channels, 3, 4, 5)
+    x[0, :, 0] = 0
+    x[0, :, 1] *= 1e-3
+    weight = torch.randn_like(rsa(x))
+    pairs = zip(*(results(rsa, backend, torch.float32, x, weight) for backend in ("reference", "fused")), strict=True)
+    for plain, fused in pairs:
+        torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-5 * plain.abs().max().item())
+
+
+def test_narrow_maps_are_by_maps():
     settings = {f"stage {i}": (2, 8, size, size, 10 * d) for i, (d, size) in enumerate([(8, 56), (32, 14), (64, 7)])}
     forms = {}
     for name, shape in settings.items():
         d = shape[-1] // 10
         rsa = RSA(8 * d, 8 * d)
         projected = torch.empty(shape, device="meta")
-        setting = rsa_fused._Setting(projected, rsa.H2.weight, rsa.H1.weight, rsa.P1, rsa.G.weight, rsa.I, 8)
-        forms[name] = type(setting.context).__name__
-    assert forms == {"stage 0": "ConvolvedContext", "stage 1": "ConvolvedContext", "stage 2": "RowContext"}
+        forms[name] = rsa_fused._Sizes(projected, rsa.H2.weight, rsa.H1.weight, rsa.G.weight, 8).by_maps
+    assert forms == {"stage 0": False, "stage 1": False, "stage 2": True}
 
 
 @pytest.mark.parametrize(("kernel_type", "feat_type"), VARIANTS)
 @pytest.mark.parametrize("form", FORMS)
 def test_gradients(kernel_type, feat_type, form, monkeypatch):
-    monkeypatch.setattr(rsa_fused, "ROWS_PAY", FORMS[form])
+    monkeypatch.setattr(rsa_fused, "MAPS_PAY", FORMS[form])
     monkeypatch.setattr(rsa_fused, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(rsa_fused, "CHUNK_KERNELS", 0)
     rsa = RSA(4, 4, 2, kernel_size=3, kernel_type=kernel_type, feat_type=feat_type, backend="fused").double()
     x = torch.randn(1, 4, 2, 3, 2, dtype=torch.float64, requires_grad=True)
     assert gradcheck(lambda x, *_: rsa(x), (x, *rsa.parameters()))
