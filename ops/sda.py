@@ -59,6 +59,8 @@ class LT(Dependency):
 
     def summary(self, x: Tensor) -> Tensor:
         y = torch.cat(_squeeze(x, (2,), self.squeeze), dim=1)  # (N, c or 2c, H, W)
+        if x.is_contiguous(memory_format=torch.channels_last_3d):  # which a mean does not keep
+            y = y.contiguous(memory_format=torch.channels_last)
         return F.relu(self.bn(self.conv(y)))[:, :, None]  # (N, c, 1, H, W)
 
 
@@ -74,7 +76,9 @@ class LS(Dependency):
 
     def summary(self, x: Tensor) -> Tensor:
         y = torch.cat(_squeeze(x, (3, 4), self.squeeze), dim=1)  # (N, c or 2c, T)
-        return F.relu(self.bn(self.conv(y)))[:, :, :, None, None]  # (N, c, T, 1, 1)
+        y = F.relu(self.bn(self.conv(y)))  # (N, c, T)
+        y = y.mT.contiguous().mT  # frame by frame in memory, as the features are: a sum takes the layout of its terms
+        return y[:, :, :, None, None]  # (N, c, T, 1, 1)
 
 
 class S122(Dependency):
@@ -94,12 +98,12 @@ class S122(Dependency):
         t, h, w = x.shape[2:]
         size = (max(h // 2, 2), max(w // 2, 2))
         frames = x.transpose(1, 2).flatten(0, 1)  # (N*T, c, H, W)
-        pools = {"avg": F.adaptive_avg_pool2d, "max": F.adaptive_max_pool2d}
+        pools = {"avg": _average_to, "max": F.adaptive_max_pool2d}
         # As released, avg+max lays the two pools of one channel side by side (c0 avg, c0 max, c1 avg, ...).
         pooled = [pools[name](frames, size) for name in self.squeeze.split("+")]
         y = pooled[0] if len(pooled) == 1 else torch.stack(pooled, dim=2).flatten(1, 2)  # (N*T, c or 2c, H//2, W//2)
         y = F.relu(self.bn(self.conv(y.unflatten(0, (-1, t)).transpose(1, 2))))  # (N, c, T, H//2, W//2)
-        y = F.adaptive_avg_pool2d(y.transpose(1, 2).flatten(0, 1), (h, w))
+        y = _average_to(y.transpose(1, 2).flatten(0, 1), (h, w))
         return y.unflatten(0, (-1, t)).transpose(1, 2)  # (N, c, T, H, W)
 
 
@@ -208,6 +212,16 @@ class SDA(nn.Module):
 def _pointwise(conv: nn.Conv3d, frames: Tensor) -> Tensor:
     """A 1x1x1 convolution of clips, frame by frame."""
     return F.conv2d(frames, conv.weight.squeeze(2))
+
+
+def _average_to(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """Adaptive average pooling; where it halves or doubles the map, by the kernels that do only this and are faster."""
+    before, after = torch.Size(size), frames.shape[2:]
+    if after == (2 * before[0], 2 * before[1]):
+        return F.avg_pool2d(frames, 2)
+    if before == (2 * after[0], 2 * after[1]):
+        return F.interpolate(frames, size)  # the nearest
+    return F.adaptive_avg_pool2d(frames, size)
 
 
 def _squeeze(x: Tensor, dims: tuple[int, ...], squeeze: str) -> list[Tensor]:

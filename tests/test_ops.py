@@ -9,7 +9,7 @@ from torch.autograd import gradgradcheck
 
 from ops import RSA, SDA, TemporalShift
 from ops.rsa import RELATIONS
-from ops.sda import DEPENDENCIES, SQUEEZES
+from ops.sda import DEPENDENCIES, SQUEEZES, _average_to
 
 odd = st.sampled_from([1, 3, 5])
 
@@ -179,10 +179,30 @@ def test_temporal_shift_compiled_and_its_gradient():
     assert shift(frames).is_contiguous(memory_format=torch.channels_last)
 
 
-def test_sda_keeps_the_layout():
-    x = torch.randn(6, 16, 5, 4)
-    sda = SDA(16, 3).eval()
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_sda_keeps_the_layout(memory_format):
+    """Within too: kernels that are given two layouts are several times slower."""
+    x = torch.randn(6, 64, 6, 4)
+    sda, seen = SDA(64, 3), []
     expected = sda(x)
-    y = sda(x.contiguous(memory_format=torch.channels_last))
-    assert y.is_contiguous(memory_format=torch.channels_last)
+
+    def see(module, inputs):
+        seen.append(inputs[0])
+        inputs[0].register_hook(seen.append)
+
+    for module in (sda.bn1, sda.bn2):
+        module.register_forward_pre_hook(see)
+    x = x.contiguous(memory_format=memory_format).requires_grad_()
+    y = sda(x)
+    y.sum().backward()
+    assert len(seen) == 4
+    assert all(z.is_contiguous(memory_format=memory_format) for z in (*seen, y, x.grad))
     torch.testing.assert_close(y, expected)
+
+
+@pytest.mark.parametrize("size", [(8, 6), (7, 7), (8, 7), (2, 2), (1, 3)])
+def test_short_range_pools_are_adaptive_ones(size):
+    frames, half = torch.randn(2, 3, *size), (max(size[0] // 2, 2), max(size[1] // 2, 2))
+    torch.testing.assert_close(_average_to(frames, half), F.adaptive_avg_pool2d(frames, half))
+    small = torch.randn(2, 3, *half)
+    torch.testing.assert_close(_average_to(small, size), F.adaptive_avg_pool2d(small, size))
