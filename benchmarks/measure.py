@@ -3,6 +3,7 @@
 import argparse
 import ctypes
 import json
+import os
 import platform
 import re
 import statistics
@@ -54,10 +55,15 @@ def peak_memory(run: Callable[[], None], device: str) -> float:
     return _resident("VmHWM") - before
 
 
-def memory_of(module: str, *key: str) -> float:
-    """What ``module``, run with this program's arguments and ``--memory_of KEY``, prints: a process for each peak."""
+def memory_of(module: str, *key: str, in_use: bool = False) -> float:
+    """What ``module``, run with this program's arguments and ``--memory_of KEY``, prints: a process for each peak.
+
+    ``in_use``: what is in use at once. A CPU's process otherwise takes more, since glibc keeps part of what is freed.
+    """
     command = [sys.executable, "-W", "ignore", "-m", module, *sys.argv[1:], "--memory_of", json.dumps(key)]
-    return float(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    given_back = {"MALLOC_MMAP_THRESHOLD_": "65536"} if in_use else {}  # what is larger is given back when freed
+    environment = os.environ | given_back
+    return float(subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment).stdout)
 
 
 def check_models(parser: argparse.ArgumentParser, names: list[str]) -> None:

@@ -2,9 +2,10 @@
 
 Times are of one run, all paths in turn, and are ratios to the plain path, which is the released order of operations in
 contiguous memory; the others are given channels_last memory, as their network gives it. Peak memory is what a pass
-takes beyond the operator and its input. The floor of a path is the longer of two times: its multiply-adds at the rate
-of a dense 3x3 convolution measured in the same run, and the input, the output and the weights once through memory at
-the rate of a copy (of training, three times the arithmetic and twice the memory).
+takes beyond the operator and its input: what is in use at once, and on a CPU also what the process takes. The floor of
+a path is the longer of two times: its multiply-adds at the rate of a dense 3x3 convolution measured in the same run,
+and the input, the output and the weights once through memory at the rate of a copy (of training, three times the
+arithmetic and twice the memory).
 """
 
 import argparse
@@ -92,9 +93,9 @@ def main() -> None:
         f"{machine(args.device)}; {args.clips} clips of {args.num_segments} frames, {args.dtype}; rates of the floor: "
     )
     print(f"{arithmetic / 1e9:.0f} G multiply-adds/s, {bandwidth / 1e9:.1f} GB/s\n")
-    print(
-        "| stage | pass | path | times faster | share of floor | peak memory |\n|---|---|---|---|---|---|", flush=True
-    )
+    kinds = {"in use": True} if args.device == "cuda" else {"in use": True, "process": False}
+    columns = ["stage", "pass", "path", "times faster", "share of floor", *(f"peak memory, {kind}" for kind in kinds)]
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
     speed: dict[tuple[str, str], list[float]] = {}
     for stage in args.stages:
         macs, moved = work(stage, args)
@@ -103,17 +104,22 @@ def main() -> None:
             runs = {path: operator(path, stage, training, args) for path in paths}
             seconds = medians(runs, args.rounds, args.device)
             floor = max((3 if training else 1) * macs / arithmetic, (2 if training else 1) * moved / bandwidth)
-            used = {path: memory_of("benchmarks.rsa", path, stage, name) for path in paths}
+            peaks = {
+                p: [memory_of("benchmarks.rsa", p, stage, name, in_use=kind) for kind in kinds.values()] for p in paths
+            }
             for path in paths:
                 speed.setdefault((name, path), []).append(seconds["reference"] / seconds[path])
                 faster = f"{speed[name, path][-1]:.2f}"
                 if args.device == "cuda":
                     faster += f" ({seconds[path] * 1e3:.2f} ms)"
-                share = f"{used[path] / used['reference']:.2f}" if path != "reference" else f"{used[path]:.0f} MB"
-                print(f"| {stage} | {name} | {path} | {faster} | {floor / seconds[path]:.2f} | {share} |", flush=True)
+                shares = [f"{peak / plain:.2f}" for peak, plain in zip(peaks[path], peaks["reference"], strict=True)]
+                if path == "reference":
+                    shares = [f"{peak:.0f} MB" for peak in peaks[path]]
+                row = [stage, name, path, faster, f"{floor / seconds[path]:.2f}", *shares]
+                print(f"| {' | '.join(row)} |", flush=True)
     for (name, path), ratios in speed.items():
         mean = math.prod(ratios) ** (1 / len(ratios))
-        print(f"| geometric mean | {name} | {path} | {mean:.2f} | | |")
+        print(f"| geometric mean | {name} | {path} | {mean:.2f} |{' |' * (len(columns) - 4)}")
 
 
 if __name__ == "__main__":
