@@ -18,28 +18,29 @@ LANES = 16  # outputs that a convolution computes together
 class Chunk(NamedTuple):
     clips: slice
     frames: slice
-    positions: slice  # among those of all chunks, in their order
 
 
 class Relation:
     """code = q (X^K * H1 + P1), or q itself where there is no H1. From keys (N, T, H, W, K)."""
 
-    def __init__(self, k: Tensor | None, H1: Tensor | None, P1: Tensor | None, kept: Tensor, filled: bool):
+    def __init__(self, k: Tensor | None, H1: Tensor | None, P1: Tensor | None):
         self.matrices = None
         if H1 is not None:
             weight, bias = H1.squeeze(1).to(k.dtype), None if P1 is None else P1.flatten().to(k.dtype)
-            self.matrices = _Matrices(k, weight, bias, kept, filled)
+            self.matrices = _Matrices(k, weight, bias)
 
-    def forward(self, q: Tensor, chunk: Chunk) -> Tensor:
-        """(P, L, K) -> (P, L, D)."""
-        return q if self.matrices is None else torch.bmm(q, self.matrices.of(chunk))
+    def forward(self, q: Tensor, chunk: Chunk) -> tuple[Tensor, Tensor | None]:
+        """(P, L, K) -> (P, L, D); and the matrices (P, K, D), for the backward pass."""
+        if self.matrices is None:
+            return q, None
+        matrices = self.matrices.forward(chunk)
+        return torch.bmm(q, matrices), matrices
 
-    def backward(self, q: Tensor, g_code: Tensor, chunk: Chunk) -> Tensor:
+    def backward(self, q: Tensor, matrices: Tensor | None, g_code: Tensor, chunk: Chunk) -> Tensor:
         if self.matrices is None:
             return g_code
-        g_q = torch.bmm(g_code, self.matrices.of(chunk).mT)
         self.matrices.backward(torch.bmm(q.mT, g_code), chunk)
-        return g_q
+        return torch.bmm(g_code, matrices.mT)
 
     @property
     def g_k(self) -> Tensor:
@@ -53,13 +54,13 @@ class Relation:
 class ConvolvedContext:
     """u = code (H2^T X^V)^T and y = u (I + X^V * G), by convolving the values (N, T, H, W, V) with H2 and G."""
 
-    def __init__(self, v: Tensor, H2: Tensor, G: Tensor | None, I: Tensor | None, kept: Tensor, filled: bool):
+    def __init__(self, v: Tensor, H2: Tensor, G: Tensor | None, I: Tensor | None):
         self.latent, value = H2.shape[0], v.shape[4]
         self.mixes, self.has_identity = G is not None, I is not None
         # The channels of the values share H2 and G, yet are groups, so that a position's matrix lies in one piece.
         weight = (H2 if G is None else torch.cat([H2, G])).squeeze(1).to(v.dtype).repeat(value, 1, 1, 1)
         bias = None if I is None else F.pad(I[0].to(v.dtype), (self.latent, 0)).flatten()
-        self.matrices = _Matrices(v, weight, bias, kept, filled)
+        self.matrices = _Matrices(v, weight, bias, shared=True)
 
     def forward(self, code: Tensor, chunk: Chunk) -> Tensor:
         """(P, L, D) -> (P, L, V)."""
@@ -91,7 +92,7 @@ class ConvolvedContext:
         return weight[: self.latent], weight[self.latent :] if self.mixes else None, identity
 
     def _context_and_mixing(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
-        matrices = self.matrices.of(chunk)
+        matrices = self.matrices.forward(chunk)
         return matrices[:, :, : self.latent], matrices[:, :, self.latent :]
 
 
@@ -210,26 +211,19 @@ def _reach(size: tuple[int, int], kernel: tuple[int, int], device: torch.device)
 class _Matrices:
     """A matrix (C, outputs) a position: x (N, T, H, W, C) convolved with ``weight`` (C*outputs, kT, kH, kW).
 
-    Every channel is a group. ``kept`` has room for all the matrices, (N*T*H*W, C, outputs), or for none; it is filled
-    from an earlier pass or to be filled by this one.
+    Every channel is a group. ``shared``: all have the same weight.
     """
 
-    def __init__(self, x: Tensor, weight: Tensor, bias: Tensor | None, kept: Tensor, filled: bool):
-        self.x, self.weight, self.bias = x, _channels_last(weight), bias
-        self.kept, self.keep, self.filled = kept, len(kept) and not filled, len(kept) and filled
+    def __init__(self, x: Tensor, weight: Tensor, bias: Tensor | None, shared: bool = False):
+        self.x, self.weight, self.bias, self.shared = x, _channels_last(weight), bias, shared
         self.g_x = self.g_weight = self.g_bias = None
 
-    def of(self, chunk: Chunk) -> Tensor:
+    def forward(self, chunk: Chunk) -> Tensor:
         """(P, C, outputs)."""
-        if self.filled:
-            return self.kept[chunk.positions]
         taps, used = self._taps(chunk)
         kernel, groups = self.weight.shape[2:], self.x.shape[4]
         y = F.conv2d(taps, self.weight[:, used], self.bias, padding=[k // 2 for k in kernel], groups=groups)
-        y = y.permute(0, 2, 3, 1).flatten(0, 2).unflatten(1, (groups, -1))
-        if self.keep:
-            self.kept[chunk.positions] = y
-        return y
+        return y.permute(0, 2, 3, 1).flatten(0, 2).unflatten(1, (groups, -1))
 
     def backward(self, gradient: Tensor, chunk: Chunk) -> None:
         """Add to the gradients of x, weight and bias those from a gradient (P, C, outputs)."""
@@ -250,11 +244,16 @@ class _Matrices:
         blocks = min(kh, max(1, LANES // kt))
         rows = -(-kh // blocks)  # of a block
         blocks = -(-kh // rows)
+        channels = groups
+        if self.shared:  # the channels as images, since a convolution without groups is faster
+            gradient = _channels_last(gradient.unflatten(1, (channels, -1)).flatten(0, 1))
+            weight, groups = weight[: len(weight) // channels], 1
         turned = F.pad(weight, (0, 0, 0, blocks * rows - kh)).view(groups, -1, kt, blocks, rows, kw)
-        turned = _channels_last(turned.permute(0, 2, 3, 1, 4, 5).flip(4, 5).flatten(0, 2))  # (C*kT*blocks, ..)
+        turned = _channels_last(turned.permute(0, 2, 3, 1, 4, 5).flip(4, 5).flatten(0, 2))  # (groups*kT*blocks, ..)
         parts = F.conv2d(gradient, turned, padding=(rows - 1, kw // 2), groups=groups)
+        parts = parts.unflatten(1, (-1, kt, blocks)).unflatten(0, (-1, channels // groups)).flatten(1, 2)
         g_x = self.g_x[chunk.clips]
-        parts = parts.permute(0, 2, 3, 1).unflatten(3, (groups, kt, blocks)).unflatten(0, (g_x.shape[0], -1))
+        parts = parts.permute(0, 4, 5, 1, 2, 3).unflatten(0, (len(g_x), -1))  # (N, frames, .., W, C, kT, blocks)
         for tap, source, target in _overlaps(chunk.frames, self.x.shape[1], self.weight.shape[1]):
             for block in range(blocks):
                 shift = kh // 2 - rows * block

@@ -9,8 +9,8 @@ Four changes to the order of the arithmetic of the paper's Fig. 2 (RSA, NeurIPS 
   heads as rows, none is of D x D matrices.
 - Where the map is hardly larger than the kernel, H2 and G are applied to the code and to u instead of to the values:
   attention of the positions of a map to those of the maps around, with no convolution (``MapContext``).
-- The backward pass is written out and goes over a few frames at a time, as does a forward pass that needs no gradient.
-  So the small matrices exist for a few frames only, apart from what the forward pass keeps: the convolutions' outputs.
+- Both passes go over a few frames at a time, so that the small matrices exist for these only. Nothing is kept for the
+  backward pass but its inputs: it is written out and computes the matrices again.
 
 Letters: N, T, H, W positions, of which a chunk has P; L heads, K key, V value, D latent channels.
 """
@@ -46,9 +46,7 @@ def relational_self_attention(
         ``P1`` (1, K, D); ``G`` (V, 1, kT, kH, kW); ``I`` (1, V, V).
     Returns (N, T, H, W, V*L), channel v*L + l for head l, in the type of ``projected``. Gradients of first order.
     """
-    inputs = (projected, H2, H1, P1, G, I)
-    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    return torch.ops.rsa.fused(*inputs, num_heads, keep)[0]
+    return torch.ops.rsa.fused(projected, H2, H1, P1, G, I, num_heads)
 
 
 def why_not(device: torch.device, dtype: torch.dtype, kernel_type: str, feat_type: str) -> str | None:
@@ -65,46 +63,37 @@ def _fused(
     G: Tensor | None,
     I: Tensor | None,
     num_heads: int,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Tensor:
     with torch.autocast(projected.device.type, enabled=False):
         sizes = _Sizes(projected, H2, H1, G, num_heads)
         queries, keys, values = sizes.parts(projected)
         y = projected.new_empty(*projected.shape[:4], sizes.value * num_heads)
-        kept = sizes.kept(projected, keep)
-        relation = Relation(None if keys is None else _unit(keys)[0], H1, P1, kept[0], filled=False)
-        context = sizes.context(_unit(values)[0], H2, G, I, kept[1], filled=False)
+        relation = Relation(None if keys is None else _unit(keys)[0], H1, P1)
+        context = sizes.context(_unit(values)[0], H2, G, I)
         for chunk in sizes.chunks():
             q = queries[chunk.clips, chunk.frames]
-            part = context.forward(relation.forward(q.flatten(0, 3), chunk), chunk)  # (P, L, V)
+            part = context.forward(relation.forward(q.flatten(0, 3), chunk)[0], chunk)  # (P, L, V)
             # It is linear in q, so that it is what is divided by |q|.
             norm = _norm(q).to(q.dtype).squeeze(-1).unsqueeze(-2)  # (N, frames, H, W, 1, L)
             to = y[chunk.clips, chunk.frames].unflatten(-1, (-1, num_heads))  # (N, frames, H, W, V, L)
             torch.div(part.mT.view_as(to), norm, out=to)
-        return y, *kept
+        return y
 
 
 @_fused.register_fake
-def _(projected, H2, H1, P1, G, I, num_heads, keep):
-    sizes = _Sizes(projected, H2, H1, G, num_heads)
-    y = projected.new_empty(*projected.shape[:4], sizes.value * num_heads)
-    return y, *sizes.kept(projected, keep)
+def _(projected, H2, H1, P1, G, I, num_heads):
+    return projected.new_empty(*projected.shape[:4], _Sizes(projected, H2, H1, G, num_heads).value * num_heads)
 
 
 def _setup_context(ctx, inputs, output):
-    *tensors, ctx.num_heads, _ = inputs
-    ctx.save_for_backward(*tensors, *output[1:])
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
+    *tensors, ctx.num_heads = inputs
+    ctx.save_for_backward(*tensors)
 
 
-def _backward(ctx, gradient, *_):
+def _backward(ctx, gradient):
     tensors = ctx.saved_tensors
-    if gradient is None:
-        return (None,) * 8
-    gradients = torch.ops.rsa.fused_backward(gradient, *tensors, ctx.num_heads)
-    present = iter(gradients)
-    return *(None if x is None else next(present) for x in tensors[:6]), None, None
+    present = iter(torch.ops.rsa.fused_backward(gradient, *tensors, ctx.num_heads))
+    return *(None if x is None else next(present) for x in tensors), None
 
 
 _fused.register_autograd(_backward, setup_context=_setup_context)
@@ -119,8 +108,6 @@ def _fused_backward(
     P1: Tensor | None,
     G: Tensor | None,
     I: Tensor | None,
-    relations: Tensor,
-    contexts: Tensor,
     num_heads: int,
 ) -> list[Tensor]:
     """The gradients of ``projected`` and of the parameters that are there, in their order."""
@@ -130,8 +117,7 @@ def _fused_backward(
         sizes = _Sizes(projected, H2, H1, G, num_heads)
         queries, keys, values = sizes.parts(projected)
         (k, k_norm), (v, v_norm) = (None, None) if keys is None else _unit(keys), _unit(values)
-        relation = Relation(k, H1, P1, relations, filled=True)
-        context = sizes.context(v, H2, G, I, contexts, filled=True)
+        relation, context = Relation(k, H1, P1), sizes.context(v, H2, G, I)
         result = torch.empty_like(projected, memory_format=torch.contiguous_format)
         g_queries, g_keys, g_values = sizes.parts(result)
         for chunk in sizes.chunks():
@@ -139,8 +125,9 @@ def _fused_backward(
             q, q_norm = _unit(queries[at])
             q_by_position = q.flatten(0, 3)  # (P, L, K)
             g_y = gradient[at].reshape(-1, sizes.value, num_heads).mT.contiguous()  # (P, L, V)
-            g_code = context.backward(relation.forward(q_by_position, chunk), g_y, chunk)
-            g_q = relation.backward(q_by_position, g_code, chunk).view_as(q)
+            code, matrices = relation.forward(q_by_position, chunk)
+            g_code = context.backward(code, g_y, chunk)
+            g_q = relation.backward(q_by_position, matrices, g_code, chunk).view_as(q)
             g_queries[at] = _unit_gradient(g_q, queries[at], q_norm)
         if k is not None:
             g_keys.copy_(_unit_gradient(relation.g_k, keys, k_norm))
@@ -151,7 +138,7 @@ def _fused_backward(
 
 
 @_fused_backward.register_fake
-def _(gradient, projected, H2, H1, P1, G, I, relations, contexts, num_heads):
+def _(gradient, projected, H2, H1, P1, G, I, num_heads):
     result = torch.empty_like(projected, memory_format=torch.contiguous_format)
     return [result, *(x.new_empty(x.shape) for x in (H2, H1, P1, G, I) if x is not None)]
 
@@ -170,7 +157,6 @@ class _Sizes:
         by_maps = num_heads * (self.latent + (value if G is None else 3 * value)) * area  # multiply-adds / taps
         laid_out = 4 * area**2 * taps * columns  # bytes
         self.by_maps = by_maps * MAPS_PAY < value * columns * prod(kernel) and laid_out < MAP_BYTES
-        self.context_columns = 0 if self.by_maps else columns  # that are kept
         context_matrix = 2 * num_heads * taps * area if self.by_maps else value * columns
         self.matrix_bytes = 4 * max(self.keys * self.latent, context_matrix)  # of a position, in float32
 
@@ -179,17 +165,11 @@ class _Sizes:
         q, k, v = x.split([self.heads * self.key, self.keys, self.value], dim=-1)
         return q.unflatten(-1, (self.heads, self.key)), k if self.keys else None, v
 
-    def context(self, v: Tensor, H2: Tensor, G: Tensor | None, I: Tensor | None, kept: Tensor, filled: bool):
-        return MapContext(v, H2, G, I) if self.by_maps else ConvolvedContext(v, H2, G, I, kept, filled)
-
-    def kept(self, like: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
-        """Room for what the forward pass keeps: the relation (N*T*H*W, K, D) and the context (N*T*H*W, V, D [+ V])."""
-        n, columns = self.positions.numel(), self.context_columns
-        relation = (n, self.key, self.latent) if keep and self.keys else (0,)
-        return like.new_empty(relation), like.new_empty((n, self.value, columns) if keep and columns else (0,))
+    def context(self, v: Tensor, H2: Tensor, G: Tensor | None, I: Tensor | None) -> ConvolvedContext | MapContext:
+        return (MapContext if self.by_maps else ConvolvedContext)(v, H2, G, I)
 
     def chunks(self):
-        """Some frames of some clips each, whose matrices take about CHUNK_BYTES.
+        """(clips, frames) slices whose matrices take about CHUNK_BYTES.
 
         Few frames of many clips, rather than many of few: at the ends of a clip they then see fewer frames.
         """
@@ -197,13 +177,9 @@ class _Sizes:
         area = max(1, h * w)
         room = max(1, CHUNK_BYTES // (area * self.matrix_bytes), -(-CHUNK_KERNELS * self.kernel // area))  # frames
         clips, frames = _even(n, room), _even(t, max(1, room // max(1, n)))
-        first = 0
         for start in range(0, t, frames):
             for clip in range(0, n, clips):
-                at = slice(clip, min(n, clip + clips)), slice(start, min(t, start + frames))
-                last = first + prod(part.stop - part.start for part in at) * h * w
-                yield Chunk(*at, slice(first, last))
-                first = last
+                yield Chunk(slice(clip, min(n, clip + clips)), slice(start, min(t, start + frames)))
 
 
 def _even(length: int, most: int) -> int:
