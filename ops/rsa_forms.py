@@ -77,6 +77,7 @@ class ConvolvedContext:
             g_u = torch.bmm(g_y, mixing.mT)  # (P, L, V)
         g_matrices[:, :, : self.latent] = torch.bmm(g_u.mT, code)
         g_code = torch.bmm(g_u, context)
+        del context, mixing  # not beside what follows
         self.matrices.backward(g_matrices, chunk)
         return g_code
 
@@ -232,11 +233,11 @@ class _Matrices:
         if self.bias is not None:
             self.g_bias = _sum(self.g_bias, gradient.flatten(1).sum(0))
         taps, used = self._taps(chunk)
-        (h, w, groups), (kh, kw) = self.x.shape[2:], self.weight.shape[2:]
+        (h, w, channels), (kh, kw) = self.x.shape[2:], self.weight.shape[2:]
         gradient = gradient.view(-1, h, w, self.weight.shape[0]).permute(0, 3, 1, 2)  # (N*frames, C*outputs, H, W)
         weight = self.weight[:, used]
         self.g_weight[:, used] += torch.nn.grad.conv2d_weight(
-            taps, weight.shape, gradient, padding=(kh // 2, kw // 2), groups=groups
+            taps, weight.shape, gradient, padding=(kh // 2, kw // 2), groups=channels
         )
         # To x as a convolution with the kernel turned round, whose outputs are the taps. They alone would leave most
         # of the lanes idle, so that blocks of the kernel's rows are outputs too; the parts then fall on shifted rows.
@@ -244,7 +245,7 @@ class _Matrices:
         blocks = min(kh, max(1, LANES // kt))
         rows = -(-kh // blocks)  # of a block
         blocks = -(-kh // rows)
-        channels = groups
+        groups = channels
         if self.shared:  # the channels as images, since a convolution without groups is faster
             gradient = _channels_last(gradient.unflatten(1, (channels, -1)).flatten(0, 1))
             weight, groups = weight[: len(weight) // channels], 1
