@@ -1,6 +1,5 @@
 """What the benchmarks share: times taken in turn, peak memory, and the line that names the machine."""
 
-import argparse
 import ctypes
 import json
 import os
@@ -15,8 +14,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-
-from models import list_models
 
 
 def machine(device: str) -> str:
@@ -64,13 +61,6 @@ def memory_of(module: str, *key: str, in_use: bool = False) -> float:
     given_back = {"MALLOC_MMAP_THRESHOLD_": "65536"} if in_use else {}  # what is larger is given back when freed
     environment = os.environ | given_back
     return float(subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment).stdout)
-
-
-def check_models(parser: argparse.ArgumentParser, names: list[str]) -> None:
-    """Errors: the parser's, for a name that is no model's."""
-    unknown = [name for name in names if name not in list_models()]
-    if unknown:
-        parser.error(f"unknown model {unknown[0]!r}; known: {', '.join(list_models())}")
 
 
 def _resident(field: str) -> float:

@@ -11,9 +11,10 @@ from collections.abc import Callable
 import torch
 
 from engine.memory import keep_freed_memory
+from models.registry import check_models
 from models.rsanet import set_rsa_backend
 
-from .measure import check_models, machine, medians
+from .measure import machine, medians
 from .training import Trainer
 
 

@@ -19,8 +19,9 @@ from engine.optim import build_optimizer
 from engine.precision import Precision
 from engine.state import average_weights
 from engine.step import train_step
+from models.registry import check_models
 
-from .measure import check_models, machine, medians, memory_of, peak_memory
+from .measure import machine, medians, memory_of, peak_memory
 
 PLAIN = {"precision": "fp32", "channels_last": False, "compile": False, "pretrained": None, "cudnn_benchmark": False}
 CPU = {

@@ -7,7 +7,7 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
-from .registry import build_model, list_models
+from .registry import build_model, check_models, list_models
 from .rsanet import set_rsa_backend
 
 
@@ -27,9 +27,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224, metavar="PX", help="height and width of a frame")
     parser.add_argument("--num_classes", type=int, default=174, metavar="K")
     args = parser.parse_args()
-    unknown = [name for name in args.models if name not in list_models()]
-    if unknown:
-        parser.error(f"unknown model {unknown[0]!r}; known: {', '.join(list_models())}")
+    check_models(parser, args.models)
 
     print("| model | frames | size | parameters | G multiply-adds |\n|---|---|---|---|---|")
     for name in args.models or [name for name in list_models() if name.endswith("_r50")]:

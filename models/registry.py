@@ -1,5 +1,6 @@
 """Names of models."""
 
+import argparse
 import difflib
 from functools import partial
 
@@ -16,6 +17,13 @@ MODELS = {f"{name}_{size}": partial(family, size) for size in ("r50", "tiny") fo
 def list_models() -> list[str]:
     """The names that ``build_model`` knows."""
     return list(MODELS)
+
+
+def check_models(parser: argparse.ArgumentParser, names: list[str]) -> None:
+    """Errors: the parser's, for a name that is no model's."""
+    unknown = [name for name in names if name not in MODELS]
+    if unknown:
+        parser.error(f"unknown model {unknown[0]!r}; known: {', '.join(MODELS)}")
 
 
 def build_model(

@@ -19,6 +19,11 @@ class Chunk(NamedTuple):
     clips: slice
     frames: slice
 
+    @property
+    def length(self) -> int:
+        """Frames of a clip."""
+        return self.frames.stop - self.frames.start
+
 
 class Relation:
     """code = q (X^K * H1 + P1), or q itself where there is no H1. From keys (N, T, H, W, K)."""
@@ -56,7 +61,7 @@ class ConvolvedContext:
 
     def __init__(self, v: Tensor, H2: Tensor, G: Tensor | None, I: Tensor | None):
         self.latent, value = H2.shape[0], v.shape[4]
-        self.mixes, self.has_identity = G is not None, I is not None
+        self.mixes = G is not None
         # The channels of the values share H2 and G, yet are groups, so that a position's matrix lies in one piece.
         weight = (H2 if G is None else torch.cat([H2, G])).squeeze(1).to(v.dtype).repeat(value, 1, 1, 1)
         bias = None if I is None else F.pad(I[0].to(v.dtype), (self.latent, 0)).flatten()
@@ -89,7 +94,7 @@ class ConvolvedContext:
         """Of H2, G and I."""
         weight, bias = self.matrices.g_weight, self.matrices.g_bias
         weight = weight.unflatten(0, (self.g_v.shape[4], -1)).sum(0)
-        identity = bias.unflatten(0, (self.g_v.shape[4], -1))[:, self.latent :] if self.has_identity else None
+        identity = None if bias is None else bias.unflatten(0, (self.g_v.shape[4], -1))[:, self.latent :]
         return weight[: self.latent], weight[self.latent :] if self.mixes else None, identity
 
     def _context_and_mixing(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
@@ -177,8 +182,8 @@ class MapContext:
 
     def _around(self, chunk: Chunk) -> Tensor:
         """The values of the kT maps around each frame, zero outside: (B, M, V)."""
-        v, kt, frames = self.v[chunk.clips], self.kernel[0], chunk.frames.stop - chunk.frames.start
-        around = v.new_zeros(v.shape[0], frames, *v.shape[2:4], kt, v.shape[4])
+        v, kt = self.v[chunk.clips], self.kernel[0]
+        around = v.new_zeros(v.shape[0], chunk.length, *v.shape[2:4], kt, v.shape[4])
         for tap, source, target in _overlaps(chunk.frames, v.shape[1], kt):
             around[:, target, :, :, tap] = v[:, source]
         return around.flatten(0, 1).flatten(1, 3)
@@ -187,8 +192,8 @@ class MapContext:
         """Add to the gradient of the values that of ``_around``."""
         if self.g_v is None:
             self.g_v = torch.zeros_like(self.v)
-        g_v, kt, frames = self.g_v[chunk.clips], self.kernel[0], chunk.frames.stop - chunk.frames.start
-        g_around = g_around.view(g_v.shape[0], frames, *g_v.shape[2:4], kt, g_v.shape[4])
+        g_v, kt = self.g_v[chunk.clips], self.kernel[0]
+        g_around = g_around.view(g_v.shape[0], chunk.length, *g_v.shape[2:4], kt, g_v.shape[4])
         for tap, source, target in _overlaps(chunk.frames, g_v.shape[1], kt):
             g_v[:, source] += g_around[:, target, :, :, tap]
 
@@ -233,15 +238,21 @@ class _Matrices:
         if self.bias is not None:
             self.g_bias = _sum(self.g_bias, gradient.flatten(1).sum(0))
         taps, used = self._taps(chunk)
-        (h, w, channels), (kh, kw) = self.x.shape[2:], self.weight.shape[2:]
+        h, w, channels = self.x.shape[2:]
         gradient = gradient.view(-1, h, w, self.weight.shape[0]).permute(0, 3, 1, 2)  # (N*frames, C*outputs, H, W)
-        weight = self.weight[:, used]
+        weight, padding = self.weight[:, used], [k // 2 for k in self.weight.shape[2:]]
         self.g_weight[:, used] += torch.nn.grad.conv2d_weight(
-            taps, weight.shape, gradient, padding=(kh // 2, kw // 2), groups=channels
+            taps, weight.shape, gradient, padding=padding, groups=channels
         )
-        # To x as a convolution with the kernel turned round, whose outputs are the taps. They alone would leave most
-        # of the lanes idle, so that blocks of the kernel's rows are outputs too; the parts then fall on shifted rows.
-        kt = weight.shape[1]
+        self._backward_to_x(gradient, weight, used.start, chunk)
+
+    def _backward_to_x(self, gradient: Tensor, weight: Tensor, first_tap: int, chunk: Chunk) -> None:
+        """From a gradient (N*frames, C*outputs, H, W), by the weight of the taps in use.
+
+        A convolution with the kernel turned round, whose outputs are the taps. They alone would leave most of the lanes
+        idle, so that blocks of the kernel's rows are outputs too; the parts then fall on shifted rows.
+        """
+        (h, channels), (kt, kh, kw) = self.x.shape[2::2], weight.shape[1:]
         blocks = min(kh, max(1, LANES // kt))
         rows = -(-kh // blocks)  # of a block
         blocks = -(-kh // rows)
@@ -260,14 +271,14 @@ class _Matrices:
                 shift = kh // 2 - rows * block
                 first, last = max(0, -shift), min(h, h + rows - 1 - shift)
                 if first < last:
-                    part = parts[:, target, first + shift : last + shift, :, :, tap - used.start, block]
+                    part = parts[:, target, first + shift : last + shift, :, :, tap - first_tap, block]
                     g_x[:, source, first:last] += part  # (N, frames, rows of the map, W, C)
 
     def _taps(self, chunk: Chunk) -> tuple[Tensor, slice]:
         """The frames around as channels: (N*frames, C*taps, H, W) in channels_last memory; the taps that see any."""
         x = self.x[chunk.clips]
         overlaps = list(_overlaps(chunk.frames, x.shape[1], self.weight.shape[1]))
-        taps = x.new_zeros(x.shape[0], chunk.frames.stop - chunk.frames.start, *x.shape[2:], len(overlaps))
+        taps = x.new_zeros(x.shape[0], chunk.length, *x.shape[2:], len(overlaps))
         for i, (_, source, target) in enumerate(overlaps):
             taps[:, target, ..., i] = x[:, source]
         return taps.flatten(0, 1).flatten(3).permute(0, 3, 1, 2), slice(overlaps[0][0], overlaps[-1][0] + 1)
