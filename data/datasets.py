@@ -1,18 +1,20 @@
 """Descriptions of datasets: a name in this folder or a path to a YAML file."""
 
 import difflib
+import os
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
-
-import yaml
 
 from . import toy
 from .decode import template_fields
 from .labels import mirror_pairs, read_categories
+from .messages import one_line, path_problem, shown
 from .video_list import DataError
+from .yaml_file import read_mapping
 
 FOLDER = Path(__file__).parent
 PATHS = ("root", "train_list", "val_list")
+MOST_CLASSES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,10 @@ def load_dataset_config(dataset: str, **overrides: str | None) -> DatasetConfig:
     ``toy_something`` is drawn on first use. Errors: ``DataError`` that names the file, the key and a remedy.
     """
     path = Path(dataset) if dataset.endswith((".yaml", ".yml")) else FOLDER / f"{dataset}.yaml"
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file() raises where a name is too long
         near = difflib.get_close_matches(dataset, list_datasets(), n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(list_datasets())}, or a path to a .yaml file"
-        raise DataError(f"no dataset {dataset!r}; {hint}")
+        raise DataError(f"no dataset {shown(dataset)}; {hint}")
     values = _read(path)
     folder = _as_seen_from_here(path.parent)
     for key in PATHS:
@@ -57,7 +59,7 @@ def load_dataset_config(dataset: str, **overrides: str | None) -> DatasetConfig:
     config = DatasetConfig(**values | {"categories": read_categories(values.get("categories"), values["num_classes"])})
     config = replace(config, **{key: value for key, value in overrides.items() if value is not None})
     _check_template(config.image_tmpl, path)
-    if config.name == toy.NAME and not overrides.get("root"):
+    if path.resolve() == FOLDER.resolve() / f"{toy.NAME}.yaml" and not overrides.get("root"):
         toy.draw_once(FOLDER / toy.NAME, config.categories)
     return config
 
@@ -69,28 +71,27 @@ def _as_seen_from_here(folder: Path) -> Path:
 
 
 def _read(path: Path) -> dict:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from None
-    if not isinstance(values, dict):
-        raise DataError(f"{path}: must hold 'key: value' lines, such as 'num_classes: 174'")
+    values, file = read_mapping(path, DataError), one_line(path)
     known = {field.name: field.type for field in fields(DatasetConfig)}
     for key in values:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
+            near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-            raise DataError(f"{path}: unknown key {key!r}; {hint}")
+            raise DataError(f"{file}: unknown key {shown(key)}; {hint}")
     for field in fields(DatasetConfig):
         if field.default is MISSING and field.name not in values:
-            raise DataError(f"{path}: lacks the key {field.name!r}")
+            raise DataError(f"{file}: lacks the key {field.name!r}")
         if field.type in (int, str) and type(values[field.name]) is not field.type:
-            raise DataError(f"{path}: {field.name} is {values[field.name]!r}, not {field.type.__name__}")
+            raise DataError(f"{file}: {field.name} is {shown(values[field.name])}, not {field.type.__name__}")
     names = values.get("categories")
     if not (names is None or isinstance(names, str) or (type(names) is list and all(type(n) is str for n in names))):
-        raise DataError(f"{path}: categories must be a file name or a list of names in quotes, not {names!r}")
-    if values["num_classes"] < 1:
-        raise DataError(f"{path}: num_classes is {values['num_classes']}, must be at least 1")
+        raise DataError(f"{file}: categories must be a file name or a list of names in quotes, not {shown(names)}")
+    for key, value in values.items():
+        problem = path_problem(value) if isinstance(value, str) else None
+        if problem:
+            raise DataError(f"{file}: {key} {shown(value)} {problem}")
+    if not 1 <= values["num_classes"] <= MOST_CLASSES:
+        raise DataError(f"{file}: num_classes is {shown(values['num_classes'])}, must be from 1 to {MOST_CLASSES}")
     return values
 
 
@@ -99,4 +100,4 @@ def _check_template(image_tmpl: str, path: Path) -> None:
     try:
         template_fields(image_tmpl)
     except DataError as error:
-        raise DataError(f"{path}: {error}") from None
+        raise DataError(f"{one_line(path)}: {error}") from None

@@ -1,9 +1,11 @@
 """Class names, and which classes a horizontal flip turns into each other."""
 
 import re
+from collections import Counter
 from pathlib import Path
 
-from .video_list import DataError
+from .messages import CONTROL, one_line, reason, shown
+from .video_list import DataError, text_lines
 
 MIRROR_WORDS = {
     "left": "right",
@@ -13,26 +15,31 @@ MIRROR_WORDS = {
     "clockwise": "counterclockwise",
     "counterclockwise": "clockwise",
 }
-_WORD = re.compile(r"\b(" + "|".join(MIRROR_WORDS) + r")\b", re.IGNORECASE)
+_WORD = re.compile(r"\b(" + "|".join(MIRROR_WORDS) + r")\b")  # for lower case
 
 
 def read_categories(categories: list[str] | str | Path | None, num_classes: int) -> list[str] | None:
-    """Class names in label order, from a list or a file with one a line. Errors: ``DataError`` if the count is off."""
+    """Class names in label order, from a list or a UTF-8 file with one a line.
+
+    Errors: ``DataError`` if the file cannot be read, the count is off, or a name stands twice or breaks a line.
+    """
     if categories is None:
         return None
     if isinstance(categories, list):
         names, source = categories, "categories"
     else:
+        source = one_line(categories)
         try:
-            names = [line.strip() for line in Path(categories).read_text(encoding="utf-8").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{categories}: cannot read the categories ({error}); one name a line") from None
-        source = str(categories)
+            names = [line.strip() for line in text_lines(categories) if line.strip()]
+        except (OSError, ValueError) as error:
+            raise DataError(f"{source}: cannot read the categories ({reason(error)}); one name a line") from None
     if len(names) != num_classes:
         raise DataError(f"{source}: {len(names)} names for num_classes {num_classes}; write one a label, in order")
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise DataError(f"{source}: {twice!r} stands there twice; each label needs a name of its own")
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise DataError(f"{source}: {shown(name)} stands there twice; each label needs a name of its own")
+        if CONTROL.search(name):
+            raise DataError(f"{source}: {shown(name)} holds a control character; write a name in one line")
     return names
 
 
@@ -47,13 +54,14 @@ def mirror_pairs(names: list[str] | None) -> dict[int, int]:
     label = {name.lower(): i for i, name in enumerate(names)}
     pairs = {}
     for name, i in label.items():
-        partner = label.get(_WORD.sub(lambda match: MIRROR_WORDS[match[0].lower()], name))
+        partner = label.get(_WORD.sub(lambda match: MIRROR_WORDS[match[0]], name))
         if partner is not None and partner != i:
             pairs[i] = partner
     one_way = [i for i, partner in pairs.items() if pairs.get(partner) != i]
     if one_way:
         raise DataError(
-            f"categories: {names[one_way[0]]!r} mirrors into {names[pairs[one_way[0]]]!r} but not back; rename one"
+            f"categories: {shown(names[one_way[0]])} mirrors into {shown(names[pairs[one_way[0]]])} but not back; "
+            "rename one"
         )
     return pairs
 

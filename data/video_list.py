@@ -1,7 +1,13 @@
 """List files: a line ``path #frames label`` for each video."""
 
+import zlib
+from math import inf
 from pathlib import Path
 from typing import NamedTuple
+
+from .messages import one_line, path_problem, reason, shown
+
+MOST_FRAMES = 2**31 - 1
 
 
 class DataError(ValueError):
@@ -20,40 +26,74 @@ class Video(NamedTuple):
 def read_list(list_file: str | Path, num_classes: int) -> list[Video]:
     """The videos of a list file, in its order.
 
-    A line is split from the right, so a path may hold spaces; blank lines are skipped. Frames count from 1, labels
-    from 0. Errors: ``DataError`` with file and line.
+    The file is UTF-8, with or without a byte order mark; a line ends with a line feed, before which a carriage return
+    may stand. A line is split from the right, so a path may hold spaces; blank lines are skipped. Frames count from 1,
+    labels from 0.
+
+    Errors: ``DataError`` with file and line.
     """
+    name = one_line(list_file)
     try:
-        text = Path(list_file).read_text(encoding="utf-8")
+        lines = text_lines(list_file)
     except FileNotFoundError:
-        raise DataError(f"{list_file}: no such list file; check the dataset's train_list and val_list") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{list_file}: cannot be read as UTF-8 text ({error})") from None
+        raise DataError(f"{name}: no such list file; check the dataset's train_list and val_list") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{name}: cannot be read as UTF-8 text ({reason(error)})") from None
 
     videos = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
+    for number, line in enumerate(lines, start=1):
+        line = line.strip()
+        if not line:
             continue
-        where = f"{list_file}:{number}"
-        fields = line.strip().rsplit(maxsplit=2)
+        where = f"{name}:{number}"
+        fields = line.rsplit(maxsplit=2)
         if len(fields) != 3:
-            raise DataError(f"{where}: {line.strip()!r} is not 'path #frames label'; write all three, split by spaces")
-        path, num_frames, label = fields
-        try:
-            num_frames, label = int(num_frames), int(label)
-        except ValueError:
+            raise DataError(f"{where}: {shown(line)} is not 'path #frames label'; write all three, split by spaces")
+        path, frames_text, label_text = fields
+        num_frames, label = _whole_number(frames_text), _whole_number(label_text)
+        if num_frames is None or label is None:
             raise DataError(
-                f"{where}: #frames {num_frames!r} and label {label!r} must be whole numbers in 'path #frames label'"
-            ) from None
+                f"{where}: #frames {shown(frames_text)} and label {shown(label_text)} must be whole numbers "
+                "in 'path #frames label'"
+            )
         if num_frames < 1:
-            raise DataError(f"{where}: {num_frames} frames; a video needs at least 1; extract it again")
+            raise DataError(f"{where}: {one_line(frames_text, 40)} frames; a video needs at least 1; extract it again")
+        if num_frames > MOST_FRAMES:
+            raise DataError(f"{where}: {one_line(frames_text, 40)} frames; a video has at most {MOST_FRAMES}")
         if label < 0:
-            raise DataError(f"{where}: label {label} is negative; labels count from 0")
+            raise DataError(f"{where}: label {one_line(label_text, 40)} is negative; labels count from 0")
         if label >= num_classes:
             raise DataError(
-                f"{where}: label {label} is not below num_classes {num_classes}; is this list made for another dataset?"
+                f"{where}: label {one_line(label_text, 40)} is not below num_classes {num_classes}; "
+                "is this list made for another dataset?"
             )
-        videos.append(Video(path, num_frames, label, where))
+        problem = path_problem(path)
+        if problem:
+            raise DataError(f"{where}: path {shown(path)} {problem}; correct it")
+        videos.append(Video(path, int(num_frames), int(label), where))
     if not videos:
-        raise DataError(f"{list_file}: holds no video; write a line 'path #frames label' for each")
+        raise DataError(f"{name}: holds no video; write a line 'path #frames label' for each")
     return videos
+
+
+def fingerprint(videos: list[Video]) -> str:
+    """What tells a list from another one: ``8 videos, crc32 1a2b3c4d``; the name of its file does not count."""
+    crc = 0
+    for video in videos:
+        crc = zlib.crc32(f"{video.path} {video.num_frames} {video.label}\n".encode(), crc)
+    return f"{len(videos)} videos, crc32 {crc:08x}"
+
+
+def text_lines(file: str | Path) -> list[str]:
+    """The lines of a UTF-8 text; only a line feed ends one, as editors count. Errors: ``OSError``, ``ValueError``."""
+    return Path(file).read_bytes().decode("utf-8-sig").split("\n")
+
+
+def _whole_number(text: str) -> float | None:
+    """Digits, perhaps behind a minus, as a number, infinite beyond 18 digits; ``None`` for other text."""
+    digits = text.removeprefix("-")
+    if not (digits.isascii() and digits.isdecimal()):
+        return None
+    if len(text) <= 18:
+        return int(text)
+    return -inf if text.startswith("-") else inf
