@@ -10,6 +10,7 @@ from math import cos, pi, sin
 from pathlib import Path
 
 import numpy as np
+import yaml
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
@@ -51,16 +52,7 @@ def draw_once(folder: Path, categories: list[str]) -> None:
         print(f"drawing {NAME}: {total} videos of {SIZE} px into {folder}", flush=True)
         with tqdm(total=total, unit="video", disable=None) as bar:
             for split, per_class in (("train", TRAIN_PER_CLASS), ("val", VAL_PER_CLASS)):
-                lines = []
-                for i in range(per_class * len(categories)):
-                    label = i % len(categories)
-                    rng = np.random.default_rng((SEED, split == "val", i))
-                    path = f"{split}/{i:05d}"
-                    frames = draw_video(categories[label], rng)
-                    _save(frames, part / "frames" / path)
-                    lines.append(f"{path} {len(frames)} {label}\n")
-                    bar.update()
-                (part / f"{split}.txt").write_text("".join(lines))
+                _draw_split(part, split, categories, per_class, "{:05d}", (SEED,), bar.update)
         part.chmod(0o755)
         part.rename(folder)
     except OSError:
@@ -68,6 +60,30 @@ def draw_once(folder: Path, categories: list[str]) -> None:
             raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def draw_small(folder: Path, categories: list[str], per_class: int) -> Path:
+    """Draw ``per_class`` training and as many validation videos of some classes; returns the dataset's YAML."""
+    for split in ("train", "val"):
+        _draw_split(folder, split, categories, per_class, "video {}", ())
+    config = {"name": "small", "num_classes": len(categories), "root": "frames", "train_list": "train.txt"}
+    config |= {"val_list": "val.txt", "image_tmpl": "{:05d}.jpg", "categories": categories}
+    file = folder / "small.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return file
+
+
+def _draw_split(folder, split, categories, per_class, form, seed, done=lambda: None) -> None:
+    """Frame folders, named by ``form``, and the list file of a split; ``done`` is called after each video."""
+    lines = []
+    for i in range(per_class * len(categories)):
+        label = i % len(categories)
+        frames = draw_video(categories[label], np.random.default_rng((*seed, split == "val", i)))
+        path = f"{split}/{form.format(i)}"
+        _save(frames, folder / "frames" / path)
+        lines.append(f"{path} {len(frames)} {label}\n")
+        done()
+    (folder / f"{split}.txt").write_text("".join(lines))
 
 
 def draw_video(category: str, rng: np.random.Generator) -> list[Image.Image]:

@@ -19,6 +19,7 @@ Size = int | tuple[int, int] | None  # short side, or (height, width), or as sto
 SCALES = (1, 0.875, 0.75, 0.66)
 MAX_DISTORT = 1  # the crop's height and width are at most this many scales apart
 CROPS = (1, 3, 5, 10)
+MIRRORED = {10: 5}  # how many of the crops are mirror images; they come last
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 

@@ -8,9 +8,6 @@ import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
-import numpy as np
-import yaml
-
 from data import toy
 
 ROOT = Path(__file__).parents[1]
@@ -19,22 +16,7 @@ NAMES = ["Moving something from left to right", "Moving something from right to 
 
 def make_dataset(folder: Path, per_class: int = 4, names: list[str] = NAMES) -> Path:
     """Frame folders, lists and a dataset YAML of the toy classes ``names``; returns the YAML."""
-    for split in ("train", "val"):
-        lines = []
-        for i in range(per_class * len(names)):
-            label = i % len(names)
-            frames = toy.draw_video(names[label], np.random.default_rng((split == "val", i)))
-            target = folder / "frames" / split / f"video {i}"
-            target.mkdir(parents=True)
-            for number, frame in enumerate(frames, start=1):
-                frame.save(target / f"{number:05d}.jpg")
-            lines.append(f"{split}/video {i} {len(frames)} {label}\n")
-        (folder / f"{split}.txt").write_text("".join(lines))
-    config = {"name": "small", "num_classes": len(names), "root": "frames", "train_list": "train.txt"}
-    config |= {"val_list": "val.txt", "image_tmpl": "{:05d}.jpg", "categories": names}
-    file = folder / "small.yaml"
-    file.write_text(yaml.safe_dump(config))
-    return file
+    return toy.draw_small(folder, names, per_class)
 
 
 def run(*command: object, cwd: Path, processes: int = 1) -> subprocess.CompletedProcess:
