@@ -3,15 +3,17 @@
 import torch
 from torch import nn
 
-from data import DatasetConfig
+from data import DataError, DatasetConfig
 from data.modality import Modality
 from models import WeightsError, build_model, list_models, load_weights
 from models.resnet import VideoResNet
 from models.rsanet import rsa_backends
-from models.weights import load_imagenet, released_model, released_segments, stored_classes
+from models.weight_files import shown_name
+from models.weights import check_weights, load_imagenet, released_model, released_segments, stored_classes
 
 from .config import KEYS, ConfigError, Recipe, check_key, load_recipe
 from .log import info
+from .stored import SETTINGS, check_entries
 
 
 def build_from_recipe(name: str, num_classes: int, recipe: Recipe) -> VideoResNet:
@@ -42,35 +44,54 @@ def build_from_file(
     ``name`` and ``frames`` are what the user says, ``dataset`` what it will be tested on, if anything; what they leave
     open is read from the file, and asked for if it does not tell. Errors: ``ConfigError``.
     """
-    trained = run_settings(checkpoint)
-    name = name or trained["model"] or released_model(checkpoint, source)
+    trained = run_settings(checkpoint, source)
+    own = trained["model"]
+    if name and own in list_models() and name != own:
+        raise ConfigError(f"{source}: holds {own}, not {name}; leave --model out")
+    name = name or own or released_model(checkpoint, source)
     if name is None:
         known = ", ".join(list_models())
         raise ConfigError(f"{source}: does not say which model it holds; name it with --model ({known})")
-    check_key(name, list_models(), "model")
+    check_key(name, list_models(), f"model in {source}" if name == own else "model")
     # What an older file of ours does not say yet, or no longer means anything, is the model's recipe.
-    own = trained["recipe"] if trained["model"] == name else {}
-    own = {key: value for key, value in own.items() if key in KEYS}
-    frames = frames or own.get("num_segments") or released_segments(source)
+    settings = {key: value for key, value in trained["recipe"].items() if key in KEYS} if name == own else {}
+    frames = frames or settings.get("num_segments") or released_segments(source)
     if frames is None:
         raise ConfigError(f"{source}: does not say how many frames it was trained on; give --num_segments")
-    classes = dataset.num_classes if dataset else stored_classes(checkpoint, source)
+    held = stored_classes(checkpoint, source)
+    classes = dataset.num_classes if dataset else held
     if classes is None:
         raise ConfigError(f"{source}: holds no classifier of ours; train the network first, with main.py")
+    categories = trained["dataset"].get("categories")
+    if categories and held and len(categories) != held:
+        raise ConfigError(
+            f"{source}: config.dataset.categories are {len(categories)} names, its classifier has {held} classes; "
+            "give a checkpoint as main.py wrote it, or its state_dict alone"
+        )
     where = dataset.name if dataset else trained["dataset"].get("name", "")
-    recipe = load_recipe(name, where, **own | {"num_segments": frames})
+    try:
+        recipe = load_recipe(name, where, **settings | {"num_segments": frames})
+        with torch.device("meta"):  # shapes alone: what a file says may need any amount of memory
+            check_weights(build_from_recipe(name, classes, recipe), checkpoint, source)
+    except WeightsError:
+        raise
+    except (ConfigError, DataError) as error:
+        raise ConfigError(f"{source}: {shown_name(str(error), 500)}") from None
+    except Exception as error:  # a file's model_options may raise anything in the network that gets them
+        reason = shown_name(f"{type(error).__name__}: {error}", 200)
+        raise ConfigError(f"{source}: its recipe describes no network ({reason}); load its state_dict alone") from error
     return build_from_recipe(name, classes, recipe), recipe
 
 
-def run_settings(checkpoint: dict) -> dict:
-    """``model``, ``recipe`` and ``dataset`` of the run that wrote a checkpoint, as far as it tells."""
-    stored = checkpoint.get("config")
-    stored = stored if isinstance(stored, dict) else {}
-    arch = checkpoint.get("arch")
+def run_settings(checkpoint: dict, source: str = "checkpoint") -> dict:
+    """``model``, ``recipe`` and ``dataset`` of the run that wrote a checkpoint, as far as it tells.
+
+    Errors: ``ConfigError`` for settings that are not what main.py writes.
+    """
+    check_entries(checkpoint, SETTINGS, source)
+    stored, arch = checkpoint.get("config", {}), checkpoint.get("arch")
     settings = {"model": stored.get("model") or (arch if arch in list_models() else None)}
-    for key in ("recipe", "dataset"):
-        settings[key] = stored[key] if isinstance(stored.get(key), dict) else {}
-    return settings
+    return settings | {key: stored.get(key, {}) for key in ("recipe", "dataset")}
 
 
 def build_for_training(

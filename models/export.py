@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .resnet import VideoResNet
 from .rsanet import set_rsa_backend
-from .weights import read_checkpoint
+from .weight_files import CHECKSUM, checksum, read_checkpoint
 
 BATCH_SIZES = (1, 3)  # neither is the 2 that the network is traced with
 TOLERANCE = 1e-4  # of the largest logit
@@ -82,14 +82,18 @@ def export_safetensors(model: VideoResNet, path: str | os.PathLike, config: dict
     """Write the weights as safetensors, which ``load_weights`` reads; bit-equal after reading back, or no file.
 
     The metadata, all strings, are ``arch``, ``num_segments`` and ``num_classes``, and ``config``, a run's settings as
-    JSON, if given: so ``test_models.py`` finds what it finds in a checkpoint. Needs the package safetensors.
-    Errors: ``ExportError``.
+    JSON, if given: so ``test_models.py`` finds what it finds in a checkpoint; and a checksum of all this, which
+    ``load_weights`` verifies. Needs the package safetensors.
+    Errors: ``ExportError``, also for weights that are not finite.
     """
     _need("safetensors")
     from safetensors.torch import save
 
     # Weights may lie channels_last; the format knows one layout.
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    for key, value in state.items():
+        if not value.isfinite().all():
+            raise ExportError(f"{path}: {key} holds numbers that are not finite; were the weights trained to the end?")
     metadata = {"num_segments": str(model.num_segments), "num_classes": str(model.num_classes)}
     if model.arch:
         metadata["arch"] = model.arch
@@ -97,6 +101,7 @@ def export_safetensors(model: VideoResNet, path: str | os.PathLike, config: dict
         with _explained(path, "cannot be written or read back"):
             if config:
                 metadata["config"] = json.dumps(config)
+            metadata[CHECKSUM] = checksum(state, metadata)
             part.write_bytes(save(state, metadata))  # save_file() hides the file from other users
             found = read_checkpoint(part)["state_dict"]
         other = [key for key in {**state, **found} if key not in found or not _same_bits(state.get(key), found[key])]

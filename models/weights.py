@@ -1,6 +1,5 @@
-"""Reading weight files: our own, the released RSA, SDA and TSM layouts, and an ImageNet ResNet-50."""
+"""Fitting weights to a model: our own, the released RSA, SDA and TSM layouts, and an ImageNet ResNet-50."""
 
-import json
 import os
 import re
 from dataclasses import dataclass, field
@@ -12,15 +11,25 @@ from torchvision.models import ResNet50_Weights
 from ops import RSA, TemporalShift
 
 from .resnet import VideoResNet
+from .weight_files import WeightsError, explained, read_checkpoint, shown, shown_name
 
 # thop leaves these beside the parameters in the released SDA files.
 STRAY = ("total_ops", "total_params")
 STEM = "base_model.conv1.weight"
 CLASSIFIER = "new_fc."
-
-
-class WeightsError(ValueError):
-    """A weight file that cannot be read or does not fit the model."""
+COUNTER = "num_batches_tracked"  # which only BN without a momentum reads
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+# What no weight is, though a file may hold it.
+UNUSABLE = {
+    "nested": lambda tensor: tensor.is_nested,
+    "sparse": lambda tensor: tensor.layout is not torch.strided,
+    "quantised": lambda tensor: tensor.is_quantized,
+    "meta": lambda tensor: tensor.is_meta,  # a shape without numbers
+    "complex": lambda tensor: tensor.is_complex(),
+    # Fewer numbers than its shape says, such as one for a network of any size.
+    "repeated": lambda tensor: tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size(),
+}
 
 
 @dataclass
@@ -41,25 +50,6 @@ class LoadReport:
             f"  not in the file, kept as initialised: {_first(self.missing)}\n"
             f"  in the file, not in the model: {_first(self.unexpected + self.mismatched)}"
         )
-
-
-def read_checkpoint(path: str | os.PathLike) -> dict:
-    """The dictionary in a checkpoint file, ``torch.save``'s or ``.safetensors``: nothing in the file is executed."""
-    try:
-        if str(path).endswith(".safetensors"):
-            checkpoint = _read_safetensors(path)
-        else:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except WeightsError:
-        raise
-    except FileNotFoundError:
-        raise WeightsError(f"{path}: no such weight file") from None
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path}: not a weight file that can be read safely ({reason})") from error
-    if not isinstance(checkpoint, dict):
-        raise WeightsError(f"{path}: holds a {type(checkpoint).__name__}, not a state dict")
-    return checkpoint
 
 
 def load_weights(
@@ -85,9 +75,73 @@ def load_weights(
 
     Returns a ``LoadReport``. Errors: ``WeightsError`` that names what does not fit.
     """
+    report, fitting = _fitted(model, source, strict, name, classifier)
+    model.load_state_dict(fitting, strict=False)
+    return report
+
+
+def check_weights(model: VideoResNet, checkpoint: dict, name: str = "state dict") -> None:
+    """The errors of ``load_weights``, which is strict, without loading; ``model`` may lie on the meta device."""
+    _fitted(model, checkpoint, True, name, True)
+
+
+def released_model(checkpoint: dict, name: str = "checkpoint") -> str | None:
+    """The model of a released file whose layout tells it: RSANet and TSM. SDA's do not say whether they are shifted."""
+    keys = _state_dict(checkpoint, name)
+    if any(key.endswith("layer1.2.conv2.H2.weight") for key in keys):
+        return "rsanet_r50"
+    return "tsm_r50" if any(key.endswith("layer1.0.conv1.net.weight") for key in keys) else None
+
+
+def stored_classes(checkpoint: dict, name: str = "checkpoint") -> int | None:
+    """K of the classifier in a file of a known layout; ``None`` if it holds none, as an ImageNet ResNet-50 does."""
+    classifier = _released_names(checkpoint, name)[0].get(f"{CLASSIFIER}weight")
+    return None if classifier is None or classifier.dim() == 0 else classifier.shape[0]
+
+
+def unusable(tensor: Tensor) -> str | None:
+    """What a tensor is that cannot be a weight, such as ``"sparse"``."""
+    return next((what for what, holds in UNUSABLE.items() if holds(tensor)), None)
+
+
+def misfit(value: Tensor, target: Tensor, counter: bool = False) -> str | None:
+    """Why ``value`` cannot be copied to ``target``: another shape, or other numbers (of any precision) than there.
+
+    ``counter``: floats may become whole numbers, as in weights that someone has averaged.
+    """
+    if value.shape != target.shape:
+        return f"{tuple(value.shape)} for {tuple(target.shape)}"
+    kinds = (FLOATS, INTEGERS) if counter else (FLOATS,) if target.is_floating_point() else (INTEGERS,)
+    return None if any(value.dtype in kind for kind in kinds) else f"{value.dtype} for {target.dtype}"
+
+
+def released_segments(path: str | os.PathLike) -> int | None:
+    """The frames that the name of a TSM release tells: ``..._segment8_e45.pth``."""
+    found = re.search(r"_segment(\d+)_", os.path.basename(path))
+    return int(found[1]) if found else None
+
+
+def load_imagenet(model: VideoResNet, source: str) -> LoadReport:
+    """The ImageNet start: ``"imagenet"`` (torchvision's ``ResNet50_Weights.IMAGENET1K_V1``) or the path of a file."""
+    if source != "imagenet":
+        return load_weights(model, source)
+    try:
+        state = ResNet50_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
+    except Exception as error:  # no route, a broken transfer, a wrong hash, a damaged file in the hub folder
+        raise WeightsError(
+            f"cannot fetch the ImageNet ResNet-50 ({explained(error)[0]}); without a network add --pretrained FILE (a "
+            "downloaded resnet50-19c8e357.pth) or --pretrained none (random weights)"
+        ) from error
+    return load_weights(model, state, name="torchvision's ImageNet ResNet-50")
+
+
+def _fitted(
+    model: VideoResNet, source: str | os.PathLike | dict, strict: bool, name: str, classifier: bool
+) -> tuple[LoadReport, dict[str, Tensor]]:
+    """The report of ``load_weights``, and what is to be loaded."""
     name = name if isinstance(source, dict) else str(source)
     checkpoint = source if isinstance(source, dict) else read_checkpoint(source)
-    state, layout = _released_names(_state_dict(checkpoint, name))
+    state, layout = _released_names(checkpoint, name)
     target = model.state_dict()
     report = LoadReport(name, layout)
     if layout == "imagenet":
@@ -105,87 +159,45 @@ def load_weights(
             report.unexpected.append(key)
             continue
         value = _squeezed(value, target[key])
-        if value.shape != target[key].shape:
-            report.mismatched.append(f"{key} {tuple(value.shape)} for {tuple(target[key].shape)}")
+        difference = misfit(value, target[key], counter=key.endswith(COUNTER))
+        if difference:
+            report.mismatched.append(f"{key} {difference}")
         else:
             fitting[key] = value
             report.loaded.append(key)
-    # Files older than PyTorch 0.4.1 lack this counter, which only BN without a momentum reads.
-    report.missing = [key for key in target if key not in fitting and not key.endswith("num_batches_tracked")]
+    # Files older than PyTorch 0.4.1 lack this counter.
+    report.missing = [key for key in target if key not in fitting and not key.endswith(COUNTER)]
 
     if not report.loaded:
-        raise WeightsError(f"{name}: none of its tensors fits the model; first names: {_first(list(state))}")
+        first = _first(report.mismatched or list(state))
+        raise WeightsError(f"{name}: none of its tensors fits the model; the first: {first}")
     if strict:
-        _check(report, model, checkpoint.get("arch"), () if classifier else (CLASSIFIER,))
-    model.load_state_dict(fitting, strict=False)
-    return report
-
-
-def released_model(checkpoint: dict, name: str = "checkpoint") -> str | None:
-    """The model of a released file whose layout tells it: RSANet and TSM. SDA's do not say whether they are shifted."""
-    keys = _state_dict(checkpoint, name)
-    if any(key.endswith("layer1.2.conv2.H2.weight") for key in keys):
-        return "rsanet_r50"
-    return "tsm_r50" if any(key.endswith("layer1.0.conv1.net.weight") for key in keys) else None
-
-
-def stored_classes(checkpoint: dict, name: str = "checkpoint") -> int | None:
-    """K of the classifier in a file of a known layout; ``None`` if it holds none, as an ImageNet ResNet-50 does."""
-    state, _ = _released_names(_state_dict(checkpoint, name))
-    classifier = state.get(f"{CLASSIFIER}weight")
-    return None if classifier is None else classifier.shape[0]
-
-
-def released_segments(path: str | os.PathLike) -> int | None:
-    """The frames that the name of a TSM release tells: ``..._segment8_e45.pth``."""
-    found = re.search(r"_segment(\d+)_", os.path.basename(path))
-    return int(found[1]) if found else None
-
-
-def load_imagenet(model: VideoResNet, source: str) -> LoadReport:
-    """The ImageNet start: ``"imagenet"`` (torchvision's ``ResNet50_Weights.IMAGENET1K_V1``) or the path of a file."""
-    if source != "imagenet":
-        return load_weights(model, source)
-    try:
-        state = ResNet50_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
-    except Exception as error:  # no route, a broken transfer, a wrong hash, a damaged file in the hub folder
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(
-            f"cannot fetch the ImageNet ResNet-50 ({reason}); give the path of a downloaded file as pretrained, or none"
-        ) from error
-    return load_weights(model, state, name="torchvision's ImageNet ResNet-50")
-
-
-def _read_safetensors(path: str | os.PathLike) -> dict:
-    """A checkpoint from tensors and from the metadata that ``models.export`` writes; other metadata is left alone."""
-    try:
-        from safetensors import safe_open
-    except ImportError:
-        raise WeightsError(f"{path}: to read it, pip install safetensors") from None
-    with safe_open(path, framework="pt") as file:
-        state, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    checkpoint = {"state_dict": state, "config": {}}
-    if "arch" in metadata:
-        checkpoint["arch"] = checkpoint["config"]["model"] = metadata["arch"]
-    for key, part in (("num_segments", "recipe"), ("num_classes", "dataset")):
-        if key in metadata:
-            checkpoint["config"][part] = {key: int(metadata[key])}
-    if "config" in metadata:  # a run's settings, which say more than the lines above
-        checkpoint["config"] = json.loads(metadata["config"])
-    return checkpoint
+        arch = checkpoint.get("arch")
+        if not isinstance(arch, str | None):
+            raise WeightsError(f"{name}: arch is {shown(arch)}, must be a model's name; load its state_dict alone")
+        _check(report, model, arch, () if classifier else (CLASSIFIER,))
+    return report, fitting
 
 
 def _state_dict(checkpoint: dict, name: str) -> dict[str, Tensor]:
     state = checkpoint.get("state_dict", checkpoint)
     if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(f"{name}: holds no state dict; its keys are {_first([str(key) for key in checkpoint])}")
-    return {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
-
-
-def _released_names(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """Our names for the names in a file, and the layout they were recognised as."""
-    renamed, layout = {}, "own"
+        raise WeightsError(f"{name}: holds no state dict; its keys are {_first(list(map(_key, checkpoint)))}")
+    state = {_key(key): value for key, value in state.items() if isinstance(value, Tensor)}
     for key, value in state.items():
+        if what := unusable(value):
+            raise WeightsError(f"{name}: {shown_name(key)} is a {what} tensor; make it a dense one of real numbers")
+    return state
+
+
+def _key(key: object) -> str:
+    return key if isinstance(key, str) else shown(key)
+
+
+def _released_names(checkpoint: dict, name: str) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a file under our names, and the layout they were recognised as."""
+    renamed, layout = {}, "own"
+    for key, value in _state_dict(checkpoint, name).items():
         if key.rsplit(".", 1)[-1] in STRAY:
             layout = "SDA"
             continue
@@ -196,6 +208,8 @@ def _released_names(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
             layout = "RSA"
         # Without dropout the released networks keep the classifier inside the frame network.
         new = re.sub(r"^base_model\.fc1?\.", "new_fc.", new)
+        if new in renamed:
+            raise WeightsError(f"{name}: holds {shown_name(new)} twice, also as {shown_name(key)}; leave one out")
         renamed[new] = value
     if "conv1.weight" in renamed and not any(key.startswith("base_model.") for key in renamed):
         layout = "imagenet"
@@ -213,7 +227,7 @@ def _squeezed(value: Tensor, target: Tensor) -> Tensor:
 
 def _convert_stem(state: dict[str, Tensor], in_channels: int) -> str:
     """Give the first convolution of an RGB network in ``state`` another number of channels; says what was done."""
-    if in_channels == 3 or state[STEM].shape[1] != 3:
+    if in_channels == 3 or state[STEM].shape[1:2] != (3,) or state[STEM].dtype not in FLOATS:
         return ""
     state[STEM] = state[STEM].mean(1, keepdim=True).repeat_interleave(in_channels, 1)  # (C', C, k, k)
     return f", the first convolution averaged over RGB for {in_channels} channels"
@@ -235,14 +249,14 @@ def _check(report: LoadReport, model: VideoResNet, arch: str | None, untouched: 
     problems = []
     # A shift has no parameters, so the names alone cannot tell TSN from TSM.
     if report.layout == "own" and "_" in (arch or "") and model.arch and arch != model.arch:
-        problems.append(f"the file holds {arch}, the model is {model.arch}")
+        problems.append(f"the file holds {shown_name(arch)}, the model is {model.arch}")
     if report.layout == "TSM" and not any(isinstance(module, TemporalShift) for module in model.modules()):
         problems.append("the file holds a network with temporal shift, the model has none")
     if report.mismatched:
-        problems.append(f"other shapes: {_first(report.mismatched)}")
-        if any(text.startswith("new_fc.weight") for text in report.mismatched):
+        problems.append(f"other shapes or types: {_first(report.mismatched)}")
+        if any(text.startswith("new_fc.weight (") for text in report.mismatched):
             problems.append("the file was trained for another number of classes; main.py --tune_from takes the rest")
-        if any(text.startswith(STEM) for text in report.mismatched):
+        if any(text.startswith(f"{STEM} (") for text in report.mismatched):
             problems.append("the file was trained on another modality or data_length, or with another stem")
     if missing:
         problems.append(f"missing: {_first(missing)}")
@@ -257,4 +271,4 @@ def _check(report: LoadReport, model: VideoResNet, arch: str | None, untouched: 
 
 def _first(names: list[str], count: int = 3) -> str:
     more = f", ... ({len(names)} in all)" if len(names) > count else ""
-    return ", ".join(names[:count]) + more if names else "none"
+    return ", ".join(shown_name(name, 120) for name in names[:count]) + more if names else "none"

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from engine import config, distributed
 from engine.config import ConfigError
+from engine.flags import parse_arguments
 from engine.network import build_from_file, run_settings
 from models import WeightsError, load_weights
 from models.export import BATCH_SIZES, ExportError, export_onnx, export_program, export_safetensors
-from models.weights import read_checkpoint
+from models.weight_files import read_checkpoint
 
 ENDINGS = (".pt2", ".onnx", ".safetensors")
 
@@ -20,7 +21,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--model", metavar="M", help="what WEIGHTS hold; our own files say it themselves")
     parser.add_argument("--num_segments", metavar="T", help="frames of a clip; our own files say it themselves")
     parser.add_argument("--size", metavar="PX", help="height and width of a frame; default: the recipe's input_size")
-    return config.parse_arguments(parser)
+    return parse_arguments(parser)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -29,14 +30,14 @@ def main(args: argparse.Namespace) -> None:
         raise ConfigError(f"--to {out}: its ending tells the format; choose one of {', '.join(ENDINGS)}")
     if out.exists() and Path(args.weights).exists() and out.samefile(args.weights):
         raise ConfigError(f"--to {out}: is the file that is read; choose another name")
-    size = None if args.size is None else positive("--size", args.size)
+    size = flag("--size", "input_size", args.size)
+    frames = flag("--num_segments", "num_segments", args.num_segments)
     checkpoint = read_checkpoint(args.weights)
-    frames = None if args.num_segments is None else positive("--num_segments", args.num_segments)
     model, recipe = build_from_file(checkpoint, args.weights, args.model, frames, dataset=None)
     print(load_weights(model, checkpoint, name=args.weights), flush=True)
 
     if out.suffix == ".safetensors":
-        trained = run_settings(checkpoint)
+        trained = run_settings(checkpoint, args.weights)
         # Without the paths of the machine it was trained on.
         trained["dataset"] = {k: v for k, v in trained["dataset"].items() if k in ("name", "num_classes", "categories")}
         known = trained["model"] == model.arch and trained["recipe"].get("num_segments") == model.num_segments
@@ -52,10 +53,12 @@ def main(args: argparse.Namespace) -> None:
     )
 
 
-def positive(flag: str, value: str) -> int:
-    if not value.isdecimal() or int(value) < 1:
-        raise ConfigError(f"{flag} {value} must be a whole number of at least 1")
-    return int(value)
+def flag(name: str, key: str, value: str | None) -> int | None:
+    """A flag's value, in the range of the recipe key that it stands for."""
+    try:
+        return None if value is None else config.coerce(key, value)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
 
 
 if __name__ == "__main__":

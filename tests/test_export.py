@@ -135,12 +135,14 @@ def test_safetensors_roundtrip(tmp_path):
 
     model, file = trained_like("sda_tsm_tiny"), tmp_path / "net.safetensors"
     with torch.no_grad():
-        model.new_fc.bias[0] = float("nan")  # bits, not values
+        model.new_fc.bias[0] = -0.0  # bits, not values
     conv = model.base_model.conv1.weight
     conv.data = conv.data.contiguous(memory_format=torch.channels_last)
     export_safetensors(model, file)
     with safe_open(file, framework="pt") as content:
-        assert content.metadata() == {"arch": "sda_tsm_tiny", "num_segments": "4", "num_classes": "5"}
+        metadata = content.metadata()
+    assert len(metadata.pop("content_sha256")) == 64
+    assert metadata == {"arch": "sda_tsm_tiny", "num_segments": "4", "num_classes": "5"}
     other = build_model("sda_tsm_tiny", 5, 4)
     report = load_weights(other, file)
     assert report.layout == "own" and not report.missing and not report.unexpected
@@ -158,6 +160,37 @@ def test_safetensors_roundtrip(tmp_path):
     config = {"model": "sda_tsm_tiny", "recipe": {"num_segments": 4, "sda_lr_mult": 5}}
     export_safetensors(model, file, config)
     assert read_checkpoint(file)["config"] == config
+
+
+def test_weights_that_are_not_finite_are_not_exported(tmp_path):
+    model = trained_like("tsn_tiny")
+    for value in (float("nan"), float("-inf")):
+        with torch.no_grad():
+            model.base_model.bn1.running_var[3] = model.new_fc.bias[0] = value
+        with pytest.raises(
+            ExportError, match="net.safetensors: base_model.bn1.running_var holds numbers that are not fin"
+        ):
+            export_safetensors(model, tmp_path / "net.safetensors")
+    assert not os.listdir(tmp_path)
+
+
+def test_a_damaged_export_is_refused(tmp_path):
+    """A flipped bit of a weight, of a name, or of what is said beside the weights."""
+    from safetensors.torch import save
+
+    model, file = trained_like("tsn_tiny"), tmp_path / "net.safetensors"
+    export_safetensors(model, file)
+    whole = file.read_bytes()
+    for place in (len(whole) - 5, whole.index(b"bn1.bias"), whole.index(b'num_segments":"4') + 15):
+        content = bytearray(whole)
+        content[place] ^= 1
+        file.write_bytes(content)
+        with pytest.raises(
+            WeightsError, match="net.safetensors: damaged, or changed after its export .*; copy or down"
+        ):
+            read_checkpoint(file)
+    file.write_bytes(save(dict(model.state_dict()), {"arch": "tsn_tiny"}))  # other programs write no checksum
+    assert load_weights(model, file).loaded
 
 
 def test_safetensors_that_cannot_be_trusted(tmp_path, monkeypatch):
@@ -273,10 +306,11 @@ def test_command_says_what_is_wrong_in_one_line(tmp_path, capsys, monkeypatch):
         ((bare, "--to", out), "does not say which model it holds; name it with --model (tsn_r50, "),
         ((bare, "--to", out, "--model", "tsn_tini"), "unknown model 'tsn_tini'; did you mean tsn_tiny?"),
         ((bare, "--to", out, "--model", "tsn_tiny"), "give --num_segments"),
-        ((own, "--to", out, "--num_segments", "four"), "--num_segments four must be a whole number of at least 1"),
-        ((own, "--to", out, "--size", 0), "--size 0 must be a whole number of at least 1"),
-        ((own, "--to", out, "--model", "tsm_tiny"), "give --num_segments"),
-        ((own, "--to", out, "--model", "tsm_tiny", "--num_segments", 4), "holds tsn_tiny, the model is tsm_tiny"),
+        ((own, "--to", out, "--num_segments", "four"), "--num_segments: num_segments is 'four', not a"),
+        ((own, "--to", out, "--num_segments", 10**9), "num_segments is 1000000000; it must be at least 1 and at"),
+        ((own, "--to", out, "--size", 0), "--size: input_size is 0; it must be at least 1"),
+        ((own, "--to", out, "--size", 100000), "--size: input_size is 100000; it must be at least 1 and at most 4096"),
+        ((own, "--to", out, "--model", "tsm_tiny"), "own.pth.tar: holds tsn_tiny, not tsm_tiny; leave --model out"),
         ((tmp_path / "headless.pth", "--to", out, *tiny), "holds no classifier of ours; train the network first"),
         ((tmp_path / "imagenet.pth", "--to", out, *tiny), "holds no classifier of ours; train the network first"),
         ((own, "--to", bare / "net.pt2"), "net.pt2: cannot be written"),

@@ -2,7 +2,9 @@
 
 import pickle
 import re
+import warnings
 
+import numpy as np
 import pytest
 import torch
 from test_models_golden import released_state
@@ -134,3 +136,118 @@ def test_files_are_not_executed(tmp_path, capsys):
     assert "executed" not in capsys.readouterr().out
     with pytest.raises(WeightsError, match="no such weight file"):
         load_weights(build_model("tsn_tiny", 5, 8), tmp_path / "none.pth")
+
+
+def test_a_checkpoint_with_flipped_bytes_is_refused(tmp_path):
+    """PyTorch does not look at the checksums in its files, and loads 400 wrong numbers in silence."""
+    model, file = build_model("tsn_tiny", 5, 8), tmp_path / "own.pth.tar"
+    torch.save({"state_dict": model.state_dict(), "arch": "tsn_tiny"}, file)
+    whole = file.read_bytes()
+    weight = whole.index(model.base_model.layer3[0].conv2.weight.detach().numpy().tobytes()[:64])
+    places = {"data/": range(weight, weight + 400), "data.pkl": [whole.index(b"state_dict")], "byteorder": None}
+    for record, flipped in places.items():
+        content = bytearray(whole)
+        for place in flipped or [whole.index(b"little")]:
+            content[place] ^= 1
+        file.write_bytes(content)
+        message = (
+            f"own.pth.tar: record .*{record}.* is damaged .wrong checksum.; copy or download it again; .*another checkp"
+        )
+        with pytest.raises(WeightsError, match=message):
+            load_weights(model, file)
+    file.write_bytes(whole[:-1000])
+    with pytest.raises(WeightsError, match="own.pth.tar: damaged or cut off .*; copy or download it again"):
+        load_weights(model, file)
+
+
+def test_files_without_checksums_load(tmp_path):
+    model, other = build_model("tsn_tiny", 5, 8), build_model("tsn_tiny", 5, 8)
+    torch.save(model.state_dict(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    try:
+        torch.serialization.set_crc32_options(False)
+        torch.save(model.state_dict(), tmp_path / "without.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    for name in ("old.pth", "without.pth"):
+        other.new_fc.bias.data += 1
+        assert not same(model, other)
+        load_weights(other, tmp_path / name)
+        assert same(model, other)
+
+
+# PyTorch warns of quantised and of nested tensors.
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("what", ["nested", "sparse", "quantised", "meta", "complex"])
+def test_tensors_that_are_no_weights_are_refused_by_name(what):
+    """The imaginary part of complex weights was dropped."""
+    model = build_model("tsn_tiny", 5, 8)
+    state = model.state_dict()
+    weight = state["new_fc.weight"]
+    state["new_fc.weight"] = {
+        "nested": lambda: torch.nested.nested_tensor(list(weight)),
+        "sparse": weight.to_sparse,
+        "quantised": lambda: torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8),
+        "meta": lambda: weight.to("meta"),
+        "complex": lambda: weight * 1j,
+    }[what]()
+    with pytest.raises(WeightsError, match=f"^x.pth: new_fc.weight is a {what} tensor; make it a dense one of real"):
+        load_weights(model, state, name="x.pth", strict=False)
+
+
+def test_weights_of_another_precision_are_cast_and_other_numbers_refused():
+    model, state = build_model("tsn_tiny", 5, 8), build_model("tsn_tiny", 5, 8).state_dict()
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        load_weights(model, {key: value.to(dtype) for key, value in state.items()})  # counters, too: averaged weights
+        assert torch.equal(model.new_fc.weight, state["new_fc.weight"].to(dtype).float())
+    for dtype in (torch.int64, torch.bool, torch.uint8):
+        changed = state | {"new_fc.weight": state["new_fc.weight"].to(dtype)}
+        with pytest.raises(WeightsError, match=f"or types: new_fc.weight {dtype} for torch.float32; missing") as error:
+            load_weights(model, changed)
+        assert "classes" not in str(error.value)
+        report = load_weights(model, changed, strict=False)
+        assert report.mismatched == [f"new_fc.weight {dtype} for torch.float32"] and "new_fc.weight" in report.missing
+
+
+def test_a_name_that_stands_for_two_tensors_is_refused():
+    state = build_model("tsn_tiny", 5, 8).state_dict()
+    with pytest.raises(WeightsError, match="holds new_fc.bias twice, also as module.new_fc.bias; leave one out"):
+        load_weights(build_model("tsn_tiny", 5, 8), state | {"module.new_fc.bias": torch.zeros(5)})
+
+
+def test_nobody_is_advised_to_execute_a_file(tmp_path):
+    """PyTorch's own message tells how to load an unsafe pickle all the same."""
+    model = build_model("tsn_tiny", 5, 8)
+    torch.save({"state_dict": model.state_dict(), "best_prec1": np.float64(50)}, tmp_path / "numpy.pth")
+    torch.save({"state_dict": Payload()}, tmp_path / "print.pth")
+    torch.save(model, tmp_path / "model.pth")
+    torch.save({"state_dict": Payload()}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / "jit.pth")
+    (tmp_path / "raw.pth").write_bytes(pickle.dumps(Payload()))
+    reasons = {
+        "numpy.pth": "it would have to execute numpy.*multiarray.scalar",
+        "print.pth": "it would have to execute print",
+        "model.pth": "it would have to execute models.resnet.VideoResNet",
+        "old.pth": "it would have to execute print",
+        "jit.pth": "it is a TorchScript program",
+        "raw.pth": "damaged, or it holds more than tensors and plain values",
+    }
+    for name, reason in reasons.items():
+        with pytest.raises(
+            WeightsError, match=f"{name}: not a weight .* safely .{reason}.; .*save the model's state_dict"
+        ) as e:
+            load_weights(model, tmp_path / name)
+        text = str(e.value)
+        assert len(text) < 400 and text.isprintable() and "weights_only" not in text and "safe_globals" not in text
+
+
+def test_messages_stay_short_whatever_the_names_are():
+    state = build_model("tsn_tiny", 5, 8).state_dict()
+    for key in ("x" * 10**6, "two\nlines", 10**5000, b"bytes", ("a", 1), None):
+        with pytest.raises(WeightsError, match="not in the model: ") as error:
+            load_weights(build_model("tsn_tiny", 5, 8), state | {key: torch.zeros(1)})
+        assert len(str(error.value)) < 500 and str(error.value).isprintable()
+        with pytest.raises(WeightsError, match="holds no state dict; its keys are ") as error:
+            load_weights(build_model("tsn_tiny", 5, 8), {key: key})
+        assert len(str(error.value)) < 500 and str(error.value).isprintable()

@@ -1,0 +1,145 @@
+"""Reading weight files: nothing in a file is executed, and what was damaged on its way is not loaded."""
+
+import hashlib
+import json
+import os
+import pickle
+import re
+import reprlib
+import warnings
+import zipfile
+
+import torch
+from torch import Tensor
+
+ZIP_START = b"PK\x03\x04"  # by which torch.load, too, tells its zip files from older ones
+CHECKSUM = "content_sha256"  # the entry of a .safetensors file's metadata
+COPY_AGAIN = "copy or download it again"
+SAVE_WEIGHTS = "save the model's state_dict() alone, with the program that wrote the file"
+
+
+class WeightsError(ValueError):
+    """A weight file that cannot be read or does not fit the model."""
+
+
+def read_checkpoint(path: str | os.PathLike) -> dict:
+    """The dictionary in a checkpoint file, ``torch.save``'s or ``.safetensors``: nothing in the file is executed.
+
+    The checksums in a zip file (``torch.save`` since PyTorch 1.6) and in a ``.safetensors`` file of ours are verified.
+    Errors: ``WeightsError`` for a file that is damaged, or that holds more than tensors and plain values.
+    """
+    try:
+        if str(path).endswith(".safetensors"):
+            checkpoint = _read_safetensors(path)
+        else:
+            _verify_zip(path)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what PyTorch warns of is an error here
+                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except WeightsError:
+        raise
+    except FileNotFoundError:
+        raise WeightsError(f"{path}: no such weight file") from None
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror or explained(error)[0]})") from None
+    except Exception as error:
+        reason, remedy = explained(error)
+        raise WeightsError(f"{path}: not a weight file that can be read safely ({reason}); {remedy}") from error
+    if not isinstance(checkpoint, dict):
+        raise WeightsError(f"{path}: holds a {type(checkpoint).__name__}, not a state dict; {SAVE_WEIGHTS}")
+    return checkpoint
+
+
+def explained(error: Exception) -> tuple[str, str]:
+    """Why a file cannot be read, in a few words, and the remedy.
+
+    PyTorch's own advice, to load the file without ``weights_only``, would execute what is in it.
+    """
+    text = str(error)
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in text:
+        found = re.search(r"GLOBAL (\S+)", text)
+        if found:
+            return f"it would have to execute {shown_name(found[1])}", SAVE_WEIGHTS
+        if "TorchScript" in text:
+            return "it is a TorchScript program", SAVE_WEIGHTS
+        return "damaged, or it holds more than tensors and plain values", f"{COPY_AGAIN}, or {SAVE_WEIGHTS}"
+    return shown_name(text.strip().split("\n")[0], 200) or type(error).__name__, COPY_AGAIN
+
+
+def checksum(state: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """SHA-256 of the names, types, shapes and bytes of tensors, and of the metadata beside them."""
+    digest = hashlib.sha256(json.dumps(sorted(item for item in metadata.items() if item[0] != CHECKSUM)).encode())
+    for key, value in sorted(state.items()):
+        digest.update(json.dumps([key, str(value.dtype), list(value.shape)]).encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def shown(value: object) -> str:
+    """A value of any kind for a message: one line of at most 80 characters."""
+    return shown_name(_SHORT.repr(value))
+
+
+def shown_name(text: str, length: int = 80) -> str:
+    """``text`` without quotes, on one line and cut to ``length`` characters."""
+    text = text if len(text) <= length else f"{text[: length - 3]}..."
+    return text if text.isprintable() else repr(text)[1:-1][:length]
+
+
+class _Short(reprlib.Repr):
+    def __init__(self):
+        super().__init__()
+        self.maxlevel, self.maxdict, self.maxstring = 2, 2, 60
+
+    def repr1(self, x: object, level: int) -> str:
+        if isinstance(x, Tensor):
+            return "a nested tensor" if x.is_nested else f"a {x.dtype} tensor {tuple(x.shape)}"
+        if isinstance(x, dict):
+            return self.repr_dict(x, level)
+        try:
+            return super().repr1(x, level)
+        except ValueError:  # a whole number of more digits than Python writes
+            return f"a whole number of {x.bit_length()} bits"
+
+
+_SHORT = _Short()
+
+
+def _verify_zip(path: str | os.PathLike) -> None:
+    """``torch.load`` does not look at the checksums in its files. Errors: ``WeightsError``."""
+    with open(path, "rb") as file:
+        if file.read(len(ZIP_START)) != ZIP_START:
+            return
+        try:
+            with zipfile.ZipFile(file) as records:
+                # torch.serialization.set_crc32_options(False) leaves them all zero.
+                damaged = records.testzip() if any(record.CRC for record in records.infolist()) else None
+        except Exception as error:  # zipfile raises many: BadZipFile, zlib.error, EOFError, NotImplementedError, ...
+            raise WeightsError(f"{path}: damaged or cut off ({explained(error)[0]}); {_remedy(path)}") from error
+    if damaged is not None:
+        raise WeightsError(f"{path}: record {shown_name(damaged)} is damaged (wrong checksum); {_remedy(path)}")
+
+
+def _remedy(path: str | os.PathLike) -> str:
+    return f"{COPY_AGAIN}; if it is of a run here, go on from another checkpoint of that run"
+
+
+def _read_safetensors(path: str | os.PathLike) -> dict:
+    """A checkpoint from tensors and from the metadata that ``models.export`` writes; other metadata is left alone."""
+    try:
+        from safetensors import safe_open
+    except ImportError:
+        raise WeightsError(f"{path}: to read it, pip install safetensors") from None
+    with safe_open(path, framework="pt") as file:
+        state, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    if CHECKSUM in metadata and metadata[CHECKSUM] != checksum(state, metadata):
+        raise WeightsError(f"{path}: damaged, or changed after its export (wrong checksum); {COPY_AGAIN}")
+    checkpoint = {"state_dict": state, "config": {}}
+    if "arch" in metadata:
+        checkpoint["arch"] = checkpoint["config"]["model"] = metadata["arch"]
+    for key, part in (("num_segments", "recipe"), ("num_classes", "dataset")):
+        if key in metadata:
+            checkpoint["config"][part] = {key: int(metadata[key])}
+    if "config" in metadata:  # a run's settings, which say more than the lines above
+        checkpoint["config"] = json.loads(metadata["config"])
+    return checkpoint
