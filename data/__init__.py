@@ -1,6 +1,6 @@
 """From a list line to a uint8 clip tensor."""
 
-from .dataset import EvalDataset, TrainDataset, batches, collate
+from .dataset import EvalDataset, TrainDataset, collate
 from .datasets import DatasetConfig, list_datasets, load_dataset_config
 from .modality import RGB, Modality
 from .video_list import DataError, Video, read_list
@@ -13,7 +13,6 @@ __all__ = [
     "Modality",
     "TrainDataset",
     "Video",
-    "batches",
     "collate",
     "list_datasets",
     "load_dataset_config",

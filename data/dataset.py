@@ -1,6 +1,6 @@
 """Datasets of uint8 clips for training and evaluation."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
@@ -18,7 +18,7 @@ class TrainDataset(Dataset):
     """Random clips: ``dataset[i] -> (uint8 (T, C, S, S), label, i)``, C the modality's ``stored_channels``.
 
     What is drawn depends on seed, epoch and i only, not on workers or processes. An item that cannot be read is
-    returned as its ``DataError``; ``collate`` and ``batches`` bring it, one clear line, out of a worker.
+    returned as its ``DataError``; ``collate`` brings it, one clear line, out of a loading process.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class TrainDataset(Dataset):
         try:
             frames = modality.read(video, numbers, self.root, self.image_tmpl)
         except DataError as error:
-            return error
+            return BadVideo(str(error), i)
         frames = transforms.resize(frames, self.resize)
         frames = transforms.multi_scale_crop(frames, self.input_size, rng, modality.scales)
         frames, label = transforms.random_flip(frames, video.label, self.flip, self.mirror_pairs, rng)
@@ -57,7 +57,11 @@ class TrainDataset(Dataset):
 
 
 class EvalDataset(Dataset):
-    """All views of a video: ``dataset[i] -> (uint8 (V, T, C, S, S), label, i)``, V = crops x clips; errors as above."""
+    """All views of a video: ``dataset[i] -> (uint8 (V, T, C, S, S), label, i)``, V = crops x clips; errors as above.
+
+    The last ``mirrored_views`` of the V are mirror images. ``mirror_pairs`` says which classes exchange their scores
+    there; none unless given.
+    """
 
     def __init__(
         self,
@@ -73,12 +77,17 @@ class EvalDataset(Dataset):
         num_clips: int = 1,
         modality: Modality = RGB,
         order: sampling.FrameOrder = sampling.AS_IT_IS,
+        mirror_pairs: Mapping[int, int] | None = None,
     ):
         modality.check_template(image_tmpl)
         self.videos, self.root, self.image_tmpl, self.num_segments = videos, root, image_tmpl, num_segments
         self.resize, self.crop_size, self.input_size = resize, crop_size, input_size
         self.short_videos, self.num_crops, self.num_clips = short_videos, num_crops, num_clips
-        self.modality, self.order = modality, order
+        self.modality, self.order, self.mirror_pairs = modality, order, mirror_pairs or {}
+
+    @property
+    def mirrored_views(self) -> int:
+        return self.num_clips * transforms.MIRRORED.get(self.num_crops, 0)
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -89,9 +98,9 @@ class EvalDataset(Dataset):
             read = partial(self.modality.read, video, root=self.root, image_tmpl=self.image_tmpl)
             return self.views(video.num_frames, read, seed=i), video.label, i
         except DataError as error:
-            return _About(str(error), i)
+            return BadVideo(str(error), i)
         except ValueError as error:
-            return _About(f"{video.where}: {error}", i)
+            return BadVideo(f"{video.where}: {error}", i)
 
     def views(self, num_frames: int, read: Callable[[list[int]], Frames], seed: int = 0) -> Tensor:
         """All views of a video, uint8 (V, T, C, S, S).
@@ -109,7 +118,7 @@ class EvalDataset(Dataset):
         return views.unflatten(1, (-1, t)).flatten(0, 1)
 
 
-class _About(DataError):
+class BadVideo(DataError):
     """What is wrong with the i-th video; it passes whole from a worker to the main process."""
 
     def __init__(self, message: str, index: int):
@@ -131,22 +140,3 @@ def collate_good(items: list) -> tuple[list[Tensor] | None, dict[int, str]]:
 def collate(items: list) -> list[Tensor] | DataError:
     """A batch, or the first error among its items."""
     return next((item for item in items if isinstance(item, DataError)), None) or default_collate(items)
-
-
-def batches(loader: Iterable) -> Iterator[list[Tensor]]:
-    """The batches of a DataLoader that uses ``collate``.
-
-    Errors: the ``DataError`` of a batch that could not be read, and one for a loading process that died.
-    """
-    try:
-        for batch in loader:
-            if isinstance(batch, DataError):
-                raise batch
-            yield batch
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        reason = str(error).splitlines()[0]
-        raise DataError(
-            f"a loading process died ({reason}); out of memory? lower --workers, or use 0 to see the error itself"
-        ) from error

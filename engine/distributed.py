@@ -1,7 +1,9 @@
 """One process or many (torchrun): the same calls work for both."""
 
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -10,9 +12,12 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 
+from data.messages import one_line
+
 from .config import ConfigError
 from .interrupt import EXIT_CODE, Stopped
 from .memory import keep_freed_memory
+from .workers import kill_loading_processes
 
 
 def init(device: str | None) -> torch.device:
@@ -113,24 +118,54 @@ def fail_together(error: Exception) -> NoReturn:
 
 
 def run_program(main: Callable[[], None], errors: tuple[type[Exception], ...]) -> None:
-    """Run ``main`` and leave the process group; an expected error is one line and exit status 1.
+    """Run ``main`` and end the process: nothing that is left over, a loading process or another rank, is waited for.
 
-    A run that was asked to stop ends with status ``interrupt.EXIT_CODE``. A process that fails does not wait for the
-    others, which may be waiting for it: torchrun ends them.
+    Exit status: 0; 1 after an error, which is one line if it is expected (``errors``, memory that does not suffice,
+    another rank that is gone) and a traceback if it is a bug; ``interrupt.EXIT_CODE`` if the run was asked to stop and
+    saved; 130 after Ctrl-C. A failed rank does not wait for the others: torchrun ends them.
     """
     try:
         main()
     except Stopped:
         _leave(EXIT_CODE)
+    except KeyboardInterrupt:
+        _fail("interrupted", 128 + signal.SIGINT)
     except errors as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        _leave(1)
+        _fail(str(error))
+    except Exception as error:
+        if (reason := _expected(error)) is None:
+            traceback.print_exc()
+            _leave(1)
+        _fail(reason)
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
+def _expected(error: Exception) -> str | None:
+    """What the user can do about an error that PyTorch raises, or ``None`` for a bug of ours."""
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        remedy = "lower --batch_size, or try --precision bf16 or --activation_checkpointing true"
+        return f"the GPU's memory does not suffice ({text.splitlines()[0]}); {remedy}"
+    if isinstance(error, MemoryError) or "can't allocate memory" in text or "bad_alloc" in text:
+        return f"the memory does not suffice ({one_line(text) or 'MemoryError'}); lower --batch_size or --workers"
+    if text.startswith("Expected more than 1 value per channel"):
+        remedy = "raise --batch_size or --global_batch_size, run fewer processes, or use --norm_eval true"
+        return f"a forward pass of one clip leaves a batch norm (SDA's) one value for each channel; {remedy}"
+    lost = "Connection closed by peer", "Connection reset by peer", "Socket closed", "Timed out waiting"
+    if world_size() > 1 and (isinstance(error, dist.DistError) or any(words in text for words in lost)):
+        return f"rank {rank()} lost another rank of this run ({one_line(text)}); what that one says is the reason"
+    return None
+
+
+def _fail(message: str, code: int = 1) -> NoReturn:
+    print(f"error: {one_line(message, 2000)}", file=sys.stderr, flush=True)
+    _leave(code)
+
+
 def _leave(code: int) -> NoReturn:
     sys.stdout.flush()
+    kill_loading_processes()
     if dist.is_initialized():
         os._exit(code)
     sys.exit(code)

@@ -33,9 +33,3 @@ class StopRequest:
         name = signal.Signals(number).name
         # Not print(): the signal may have come in the middle of one.
         os.write(2, f"{name}: saving after this step; once more to stop at once\n".encode())
-
-
-def leave_signals_to_the_main_process(_: int) -> None:
-    """``worker_init_fn``: Ctrl-C and a scheduler's SIGTERM reach loading processes too, whose data the step needs."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)

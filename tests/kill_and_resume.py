@@ -8,12 +8,10 @@ import argparse
 import os
 import random
 import re
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -22,6 +20,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from toy_run import ROOT, make_dataset, quick_flags  # noqa: E402
 
+from scripts.steps import kill_all  # noqa: E402
+
 STEPS = 4  # of an epoch: 8 videos, two a step
 RESULT = re.compile(r"Validation Results: (Prec@1 \S+ Prec@5 \S+ Loss \S+)")
 NUMBERED = re.compile(r"resnet_rgb_epoch_(\d+)(?:_step_(\d+))?_checkpoint\.pth\.tar")
@@ -29,12 +29,14 @@ NUMBERED = re.compile(r"resnet_rgb_epoch_(\d+)(?:_step_(\d+))?_checkpoint\.pth\.
 CHANCE = {"dropout": 0.5, "stochastic_depth": 0.5, "ema_decay": 0.9, "save_every": 1, "global_batch_size": 2}
 
 
-def start(folder: Path, run: str, epochs: int, processes: int = 1, **flags: object) -> subprocess.Popen:
+def start(
+    folder: Path, run: str, epochs: int, processes: int = 1, program: Path = ROOT / "main.py", **flags: object
+) -> subprocess.Popen:
     """A training run of ``tsm_tiny`` in a session of its own; it resumes by itself."""
     launcher = [sys.executable, "-W", "ignore"]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "--"]
-    words = [str(ROOT / "main.py"), "small.yaml", "tsm_tiny", "--run", run, "--resume", "auto"]
+    words = [str(program), "small.yaml", "tsm_tiny", "--run", run, "--resume", "auto"]
     return subprocess.Popen(
         [*launcher, *words, *quick_flags(**CHANCE | {"epochs": epochs} | flags)],
         cwd=folder,
@@ -44,16 +46,6 @@ def start(folder: Path, run: str, epochs: int, processes: int = 1, **flags: obje
         text=True,
         start_new_session=True,
     )
-
-
-def kill_all(pid: int) -> None:
-    """SIGKILL for a process and all it started: torchrun's are in other sessions and may wait for it for long."""
-    with suppress(FileNotFoundError, ProcessLookupError):
-        os.kill(pid, signal.SIGSTOP)  # it starts no others meanwhile
-        lists = [file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/children")]
-        os.kill(pid, signal.SIGKILL)
-        for child in " ".join(lists).split():
-            kill_all(int(child))
 
 
 def wait_for(process: subprocess.Popen, text: str) -> str:

@@ -10,7 +10,6 @@ from data import (
     DataError,
     EvalDataset,
     TrainDataset,
-    batches,
     collate,
     list_datasets,
     load_dataset_config,
@@ -20,6 +19,7 @@ from data import (
     transforms,
 )
 from data.labels import describe_flip, mirror_pairs, read_categories
+from engine.workers import batches
 
 TABLES = table("data_and_schedule.json")
 

@@ -12,13 +12,13 @@ from data import (
     EvalDataset,
     Modality,
     TrainDataset,
-    batches,
     collate,
     load_dataset_config,
     read_list,
     sampling,
     transforms,
 )
+from engine.workers import batches
 from models import WeightsError, build_model, list_models, load_weights
 
 TINY = [name for name in list_models() if name.endswith("_tiny")]
