@@ -1,8 +1,8 @@
 """Recipes: every number a run depends on, from YAML files, overridden by the command line."""
 
-import argparse
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from dataclasses import dataclass
@@ -10,15 +10,23 @@ from pathlib import Path
 
 import yaml
 
+from data.messages import one_line, shown
 from data.modality import MODALITIES
 from data.sampling import CLIPS, SHORT_VIDEOS
 from data.transforms import CROPS
+from data.yaml_file import read_mapping
 
 RECIPES = Path(__file__).parents[1] / "models" / "recipes"
 
 
 class ConfigError(ValueError):
     """A setting that cannot be used; the message is one line with the value and the remedy."""
+
+
+def first_few(names: list[str], count: int = 8) -> str:
+    """Names for a message, one after the other; of many the first ones, and how many there are."""
+    more = f", ... ({len(names)} in all)" if len(names) > count else ""
+    return ", ".join(one_line(name) for name in names[:count]) + more
 
 
 Size = typing.NewType("Size", object)  # short side, or "HxW", or none
@@ -29,6 +37,7 @@ Interval = typing.NewType("Interval", object)  # steps, or "20m", or none
 class Recipe:
     """The settings of a run. The files in models/recipes say what each means and where its number comes from."""
 
+    # origin
     source: str
     # network
     modality: str
@@ -91,6 +100,7 @@ class Recipe:
     print_every: int
     keep: int
     save_every: Interval
+    on_bad_video: str
 
 
 CHOICES = {
@@ -100,30 +110,71 @@ CHOICES = {
     "flip": ("none", "skip", "swap"),
     "val_short_videos": SHORT_VIDEOS,
     "test_short_videos": SHORT_VIDEOS,
+    "on_bad_video": ("stop", "skip"),
 }
-# key -> lowest and highest value
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a key may have: from ``low`` to ``high``, these included unless ``open_low``, ``open_high``."""
+
+    low: float
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        above = self.low < value if self.open_low else self.low <= value
+        below = value < self.high if self.open_high else value <= self.high
+        return above and below and value != math.inf
+
+    def __str__(self) -> str:
+        text = f"{'above' if self.open_low else 'at least'} {self.low:g}"
+        if self.high == math.inf:
+            return text
+        # Not 1e+06: it is a number that someone will type.
+        return f"{text} and {'below' if self.open_high else 'at most'} {self.high:{'g' if self.high < 1e6 else '.0f'}}"
+
+
+POSITIVE, NOT_NEGATIVE = Range(0, open_low=True), Range(0)
+SHARE, BELOW_ONE = Range(0, 1), Range(0, 1, open_high=True)  # 1 would leave nothing
+SIDE = Range(1, 4096)  # px
+# The upper bounds of counts are far beyond use: what lies above is a slip, and would fill the memory or run for ever.
 RANGES = {
-    **dict.fromkeys(("num_segments", "epochs", "global_batch_size", "batch_size"), (1, None)),
-    **dict.fromkeys(("input_size", "val_crop", "test_crop"), (1, None)),
-    **dict.fromkeys(("eval_every", "print_every", "keep", "data_length"), (1, None)),
-    **dict.fromkeys(("seed", "workers", "warmup_epochs", "eval_last", "lr", "weight_decay"), (0, None)),
-    "frozen_stages": (-1, 4),
-    "skip_nonfinite": (0, None),
-    **dict.fromkeys(("fc_lr_mult", "fc_bias_lr_mult", "sda_lr_mult", "clip_gradient"), (0, None)),
-    **dict.fromkeys(("dropout", "stochastic_depth", "label_smoothing", "momentum"), (0, 1)),
-    **dict.fromkeys(("min_lr_ratio", "lr_decay", "ema_decay"), (0, 1)),
+    "data_length": Range(1, 64),
+    "num_segments": Range(1, 1024),
+    **dict.fromkeys(("dropout", "stochastic_depth", "label_smoothing", "momentum", "ema_decay"), BELOW_ONE),
+    "frozen_stages": Range(-1, 4),
+    "epochs": Range(1, 100_000),
+    **dict.fromkeys(("global_batch_size", "batch_size"), Range(1, 1_000_000)),
+    "lr": POSITIVE,
+    "warmup_epochs": NOT_NEGATIVE,
+    "min_lr_ratio": SHARE,
+    "lr_decay": Range(0, 1, open_low=True),
+    **dict.fromkeys(("fc_lr_mult", "fc_bias_lr_mult", "sda_lr_mult", "weight_decay"), NOT_NEGATIVE),
+    "clip_gradient": POSITIVE,
+    "skip_nonfinite": NOT_NEGATIVE,
+    **dict.fromkeys(("input_size", "val_crop", "test_crop"), SIDE),
+    **dict.fromkeys(("eval_every", "print_every", "keep"), Range(1)),
+    "eval_last": NOT_NEGATIVE,
+    "seed": Range(0, 2**32 - 1),  # numpy's
+    "workers": Range(0, 256),
 }
 KEYS = {field.name: field.type for field in dataclasses.fields(Recipe)}
 
 
-def load_recipe(model: str, dataset: str, variant: str | None = None, **overrides) -> Recipe:
+def load_recipe(
+    model: str, dataset: str, variant: str | None = None, kept: dict | None = None, **overrides: object
+) -> Recipe:
     """The recipe of ``model`` for ``dataset``; ``variant`` is a named alternative in its file, ``overrides`` win.
 
-    A file may name a ``base`` file, whose recipe for the dataset it changes, and hold ``datasets:`` and ``variants:``
+    ``kept``: the values of a run that goes on, which win over the file's but not over a variant. A file may name a
+    ``base`` file, whose recipe for the dataset it changes, and hold ``datasets:`` and ``variants:``
     with further changes.
     """
     path = RECIPES / f"{model}.yaml"
     values, variants = _read(path, dataset)
+    values |= {key: value for key, value in (kept or {}).items() if key in KEYS}
     if variant is not None:
         if variant not in variants:
             raise ConfigError(f"{path.name}: no variant {variant!r}; known: {', '.join(variants) or 'none'}")
@@ -132,7 +183,15 @@ def load_recipe(model: str, dataset: str, variant: str | None = None, **override
     missing = [key for key in KEYS if key not in values]
     if missing:
         raise ConfigError(f"{path}: lacks the key {missing[0]!r}")
-    return Recipe(**{key: coerce(key, value) for key, value in values.items()})
+    recipe = Recipe(**{key: coerce(key, value) for key, value in values.items()})
+    if recipe.nesterov and not recipe.momentum:
+        raise ConfigError("nesterov is true and momentum 0; give a momentum above 0, such as 0.9, or --nesterov false")
+    return recipe
+
+
+def list_variants(model: str) -> list[str]:
+    """The names that ``load_recipe`` knows as ``variant``. Errors: ``ConfigError``."""
+    return list(_read(RECIPES / f"{model}.yaml", "")[1])
 
 
 def coerce(key: str, value: object) -> object:
@@ -144,9 +203,9 @@ def coerce(key: str, value: object) -> object:
     if isinstance(value, str) and kind is not str:
         try:
             value = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ConfigError(f"{key} is {value!r}, which cannot be read as a {kind.__name__}") from None
-    if optional and value in (None, "none", "null", ""):
+        except (yaml.YAMLError, ValueError, RecursionError):
+            raise ConfigError(f"{key} is {shown(value)}, which cannot be read as a {kind.__name__}") from None
+    if optional and (value is None or (isinstance(value, str) and value in ("none", "null", ""))):
         return None
     if kind is Size:
         return parse_size(value)
@@ -155,21 +214,18 @@ def coerce(key: str, value: object) -> object:
     if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
             value = float(value)
-        except ValueError:
-            raise ConfigError(f"{key} is {value!r}, not a number") from None
+        except (ValueError, OverflowError):
+            raise ConfigError(f"{key} is {shown(value)}, not a number") from None
     if kind == list[int]:
-        if not isinstance(value, list) or any(type(item) is not int for item in value):
-            raise ConfigError(f"{key} is {value!r}, not a list of whole numbers such as [20, 40]")
+        if not isinstance(value, list) or any(type(item) is not int or item < 1 for item in value):
+            raise ConfigError(f"{key} is {shown(value)}, not a list of whole numbers from 1, such as [20, 40]")
         return value
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        raise ConfigError(f"{key} is {value!r}, not a {kind.__name__}")
+        raise ConfigError(f"{key} is {shown(value)}, not a {kind.__name__}")
     if key in CHOICES and value not in CHOICES[key]:
-        raise ConfigError(f"{key} is {value!r}; choose from {', '.join(CHOICES[key])}")
-    low, high = RANGES.get(key, (None, None))
-    if low is not None and not value >= low:
-        raise ConfigError(f"{key} is {value}; it must be at least {low}")
-    if high is not None and value > high:
-        raise ConfigError(f"{key} is {value}; it must be at most {high}")
+        raise ConfigError(f"{key} is {shown(value)}; choose from {', '.join(CHOICES[key])}")
+    if key in RANGES and value not in RANGES[key]:
+        raise ConfigError(f"{key} is {shown(value)}; it must be {RANGES[key]}")
     if key == "test_views":
         parse_views(value)
     return value
@@ -196,9 +252,9 @@ def parse_size(value: object) -> int | tuple[int, int] | None:
             height = width = value
         size = int(str(height)), int(str(width))
     except (TypeError, ValueError):
-        raise ConfigError(f"size {value!r} is neither a short side such as 256 nor HxW such as 240x320") from None
-    if min(size) < 1:
-        raise ConfigError(f"size {value!r} must be at least 1")
+        raise ConfigError(f"size {shown(value)} is neither a short side such as 256 nor HxW such as 240x320") from None
+    if not all(side in SIDE for side in size):
+        raise ConfigError(f"size {shown(value)} must be {SIDE} px")
     return size if isinstance(value, (list, tuple)) or "x" in str(value) else size[0]
 
 
@@ -209,11 +265,11 @@ def parse_interval(value: object) -> int | str | None:
     text = str(value)
     number = text.removesuffix("m")
     try:
-        if isinstance(value, bool) or not float(number) > 0:
+        if isinstance(value, bool) or not 0 < float(number) < math.inf:
             raise ValueError
         return f"{float(number):g}m" if text.endswith("m") else int(number)
     except ValueError:
-        raise ConfigError(f"interval {value!r} is neither steps such as 500 nor minutes such as 20m") from None
+        raise ConfigError(f"interval {shown(value)} is neither steps such as 500 nor minutes such as 20m") from None
 
 
 def parse_views(value: str) -> tuple[int, int]:
@@ -222,29 +278,6 @@ def parse_views(value: str) -> tuple[int, int]:
     if crops not in map(str, CROPS) or clips not in map(str, CLIPS):
         raise ConfigError(f"views {value!r} must be CROPSxCLIPS with 1, 3, 5 or 10 crops and 1, 2 or 10 clips, as 3x2")
     return int(crops), int(clips)
-
-
-def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
-    """One flag for each recipe key."""
-    group = parser.add_argument_group("recipe keys", "each overrides models/recipes/<model>.yaml")
-    for key in KEYS:
-        group.add_argument(f"--{key}", metavar="VALUE", default=argparse.SUPPRESS)
-
-
-def given_recipe_flags(args: argparse.Namespace) -> dict:
-    """The recipe keys that were on the command line."""
-    return {key: value for key, value in vars(args).items() if key in KEYS}
-
-
-def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Parse; an unknown flag is an error that names the nearest known one."""
-    args, unknown = parser.parse_known_args()
-    if unknown:
-        flags = [option for action in parser._actions for option in action.option_strings]
-        near = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
-        hint = f"did you mean {near[0]}?" if near else "see --help"
-        parser.error(f"unknown argument {unknown[0]!r}; {hint}")
-    return args
 
 
 def to_plain(recipe: Recipe) -> dict:
@@ -258,11 +291,7 @@ def _read(path: Path, dataset: str) -> tuple[dict, dict]:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
         raise ConfigError(f"no recipe {path.stem!r} in models/recipes; known: {known}")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from None
-    content = _mapping(content, path)
+    content = read_mapping(path, ConfigError)
     base = content.pop("base", None)
     datasets, variants = (_mapping(content.pop(key, {}), path) for key in ("datasets", "variants"))
     for part in (content, *datasets.values(), *variants.values()):

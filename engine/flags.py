@@ -1,0 +1,147 @@
+"""The command line of the programs: a flag for each recipe key, explained by the file of the base recipe."""
+
+import argparse
+import difflib
+import re
+import types
+import typing
+
+import yaml
+
+from data import DataError, load_dataset_config
+
+from . import config
+from .config import CHOICES, KEYS, ConfigError, Interval, Recipe, Size
+
+BASE = "tsn_r50"  # the recipe that all others start from; its file has a heading and a text for each key
+METAVARS = {bool: "true|false", int: "INT", float: "FLOAT", str: "TEXT", list[int]: "[INT, ...]", dict: "{KEY: VALUE}"}
+METAVARS |= {Size: "SIZE|none", Interval: "INTERVAL|none"}
+
+
+def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
+    """One flag for each recipe key, and ``--help``, which shows the defaults of a recipe.
+
+    It is the recipe that ``dataset``, ``model`` and ``--variant`` choose, as far as they stand before ``--help``.
+    Errors: the parser's, if the file of the base recipe cannot be read.
+    """
+    parser.add_argument(
+        "-h",
+        "--help",
+        action=_RecipeHelp,
+        nargs=0,
+        default=argparse.SUPPRESS,
+        help="show this and end; after DATASET MODEL [--variant V] with the defaults of their recipe",
+    )
+    parser.add_argument_group("recipe keys", "Each flag below replaces a value of the recipe that the last lines name.")
+    try:
+        texts = recipe_texts()
+    except ConfigError as error:
+        parser.error(str(error))
+    groups = {}
+    for key in KEYS:
+        heading, text = texts.get(key, ("more keys", ""))
+        text += f"; {config.RANGES[key]}" if key in config.RANGES else ""
+        if heading not in groups:
+            groups[heading] = parser.add_argument_group(heading)
+        groups[heading].add_argument(f"--{key}", metavar=_metavar(key), default=argparse.SUPPRESS, help=_plain(text))
+
+
+def recipe_texts() -> dict[str, tuple[str, str]]:
+    """key -> the heading (``# --- heading``) above it and the comment behind it in the file of the base recipe.
+
+    Errors: ``ConfigError`` if that file cannot be read.
+    """
+    path = config.RECIPES / f"{BASE}.yaml"
+    try:
+        content = path.read_text(encoding="utf-8")
+        root = yaml.compose(content)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
+    texts = {}
+    # Values are found by the YAML parser, because a "#" within quotes begins no comment.
+    for key, value in root.value if isinstance(root, yaml.MappingNode) else []:
+        headings = re.findall(r"^# --- (.+)$", content[: key.start_mark.index], re.MULTILINE)
+        comment = re.match(r" +# (.+)", content[value.end_mark.index :])
+        if headings and comment:
+            texts[key.value] = headings[-1], comment[1]
+    return texts
+
+
+def given_recipe_flags(args: argparse.Namespace) -> dict:
+    """The recipe keys that were on the command line."""
+    return {key: value for key, value in vars(args).items() if key in KEYS}
+
+
+def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse; an unknown flag is an error that names the nearest known one."""
+    args, unknown = parser.parse_known_args()
+    if unknown:
+        flags = [option for action in parser._actions for option in action.option_strings]
+        near = difflib.get_close_matches(unknown[0].split("=")[0], flags, n=1)
+        hint = f"did you mean {near[0]}?" if near else "see --help"
+        parser.error(f"unknown argument {unknown[0]!r}; {hint}")
+    return args
+
+
+class _RecipeHelp(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: object) -> None:
+        try:
+            recipe, parser.epilog = _chosen_recipe(namespace)
+        except ConfigError as error:
+            parser.error(str(error))
+        parser.epilog += f" See another recipe with: python {parser.prog} DATASET MODEL [--variant V] --help"
+        defaults = config.to_plain(recipe)
+        for action in parser._actions:
+            if action.dest in KEYS:
+                action.help += _plain(f" (default {_shown(defaults[action.dest])})")
+        parser.print_help()
+        parser.exit()
+
+
+def _chosen_recipe(args: argparse.Namespace) -> tuple[Recipe, str]:
+    """The recipe whose defaults the help shows, and sentences that name it; what cannot be read is left out."""
+    name, problems = "", []
+    try:
+        # With a root, since the toy set would be drawn for a dataset without.
+        name = load_dataset_config(args.dataset, root=".").name if args.dataset else ""
+    except (DataError, OSError) as error:
+        problems.append(str(error))
+    model, variant = args.model or BASE, args.variant
+    try:
+        recipe = config.load_recipe(model, name, variant)
+    except ConfigError as error:
+        problems.append(str(error))
+        model, variant = BASE, None
+        recipe = config.load_recipe(model, name)
+    shown = f"{model} (all recipes start from it)" if model == BASE else model
+    shown += f" for {name}" if name else " without a dataset"
+    shown += f", variant {variant}" if variant else ""
+    sentences = [f"The recipe asked for cannot be shown: {problem}." for problem in problems]
+    sentences.append(f"The defaults above are those of {shown}, from models/recipes/{model}.yaml.")
+    if variants := config.list_variants(model):
+        sentences.append(f"Its variants: {', '.join(variants)}.")
+    return recipe, " ".join(sentences)
+
+
+def _metavar(key: str) -> str:
+    """The form of a key's values."""
+    if key in CHOICES:
+        return "{" + ",".join(CHOICES[key]) + "}"
+    declared = KEYS[key]
+    if isinstance(declared, types.UnionType):
+        return METAVARS[typing.get_args(declared)[0]] + "|none"
+    return METAVARS[declared]
+
+
+def _shown(value: object) -> str:
+    """A recipe's value as the command line takes it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _plain(text: str) -> str:
+    """``text`` for argparse, which takes "%" for a format."""
+    return text.replace("%", "%%")
