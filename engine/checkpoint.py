@@ -7,9 +7,11 @@ from pathlib import Path
 
 import torch
 
-from models.weights import read_checkpoint
+from models.weight_files import read_checkpoint, shown_name
+from models.weights import misfit, unusable
 
 from .config import ConfigError
+from .stored import RESUMED, check_entries
 
 BEST = "resnet_rgb_model_best.pth.tar"
 _NUMBERED = re.compile(r"resnet_rgb_epoch_(\d+)(?:_step_(\d+))?_checkpoint\.pth\.tar")
@@ -77,29 +79,36 @@ def open_folder(folder: Path) -> None:
 def read_for_resume(path: Path, arch: str) -> dict:
     """A checkpoint that training can go on from. Errors: ``ConfigError`` or ``WeightsError`` with the reason."""
     content = read_checkpoint(path)
-    if not {"optimizer", "config", "arch", "epoch", "best_prec1"} <= set(content):
-        raise ConfigError(f"{path}: holds no optimiser state, so training cannot go on from it; start a new run")
-    if content["arch"] != arch:
-        raise ConfigError(f"{path}: is a run of {content['arch']}, not of {arch}; choose another --run")
+    check_for_resume(content, str(path), arch)
     return content
+
+
+def check_for_resume(content: dict, source: str, arch: str) -> None:
+    """Errors: ``ConfigError`` unless training of ``arch`` can go on from ``content``."""
+    remedy = "training cannot go on from it; resume from another checkpoint of the run, or start one with --tune_from"
+    check_entries(content, RESUMED, source, remedy)
+    if content["arch"] != arch:
+        raise ConfigError(f"{source}: is a run of {content['arch']}, not of {arch}; choose another --run")
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, content: dict, source: str) -> None:
     """Momentum from a checkpoint; learning rates, decay and multipliers stay those of the present recipe."""
-    groups = optimizer.state_dict()["param_groups"]
-    try:
-        optimizer.load_state_dict({"state": content["optimizer"]["state"], "param_groups": groups})
-    except (KeyError, ValueError) as error:
-        raise ConfigError(f"{source}: its optimiser state does not fit the model as set now ({error})") from None
+    groups, state = optimizer.state_dict()["param_groups"], content["optimizer"]["state"]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     saved = [len(group["params"]) for group in content["optimizer"]["param_groups"]]
-    if saved != [len(group["params"]) for group in groups]:
+    if saved != [len(group["params"]) for group in groups] or not set(state) <= set(range(len(parameters))):
         raise ConfigError(f"{source}: other parameters were trained there; freeze what it froze, or start a new run")
-
-
-def changes(content: dict, recipe: dict) -> list[str]:
-    """What the present recipe says otherwise than the checkpoint's, as ``key: then -> now``."""
-    then = content["config"].get("recipe", {})
-    return [f"{key}: {then.get(key)} -> {value}" for key, value in recipe.items() if then.get(key) != value]
+    for index, entry in state.items():
+        momentum = entry.get("momentum_buffer")
+        if momentum is None:
+            continue
+        problem = unusable(momentum) or misfit(momentum, parameters[index])
+        if problem or not momentum.isfinite().all():
+            raise ConfigError(
+                f"{source}: optimizer.state.{index}.momentum_buffer is {shown_name(problem or 'not finite')}; "
+                "resume from another checkpoint of the run, or start a new one"
+            )
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def _numbered(folder: Path) -> dict[tuple[int, int], Path]:

@@ -2,18 +2,21 @@
 
 import os
 import shutil
+import tempfile
 
 import torch
 from torch.utils.data import DataLoader
 
-from data import DatasetConfig, EvalDataset, TrainDataset, collate, read_list
+from data import DataError, DatasetConfig, EvalDataset, TrainDataset, Video, collate, read_list
+from data.checks import list_findings, overlap_findings
+from data.dataset import collate_good
 from data.modality import Modality
 
 from . import distributed
 from .batch import BatchPlan, StepSampler
 from .config import ConfigError, Recipe
-from .interrupt import leave_signals_to_the_main_process
 from .log import info
+from .workers import leave_signals_to_the_main_process
 
 PREFETCH = 2  # batches that each worker has ready
 SHARED_MEMORY = "/dev/shm"
@@ -65,13 +68,42 @@ def training_data(
         modality=modality,
     )
     if len(train_set) < plan.global_batch:
+        fitting = 2 ** max(0, len(train_set).bit_length() - 2)  # two steps an epoch at least
         raise ConfigError(
-            f"{dataset.train_list}: {len(train_set)} videos are fewer than one batch of {plan.global_batch}; "
-            "lower --global_batch_size or --batch_size"
+            f"{dataset.train_list}: {len(train_set)} videos are fewer than one batch of {plan.global_batch}; add "
+            f"--global_batch_size {fitting} (the learning rate follows it), or fewer processes or a lower --batch_size"
         )
     check_shared_memory(recipe.workers, plan.per_process * clip_bytes(train_set))
     sampler = StepSampler(len(train_set), plan, distributed.rank(), recipe.seed)
-    return make_loader(train_set, recipe.workers, device, batch_sampler=sampler), val_set
+    collate_fn = collate_good if recipe.on_bad_video == "skip" else collate
+    return make_loader(train_set, recipe.workers, device, collate_fn, batch_sampler=sampler), val_set
+
+
+def check_lists(
+    dataset: DatasetConfig, train: list[Video], val: list[Video], allow_overlap: bool, allow_two_labels: bool
+) -> None:
+    """Say what is odd about the lists. Errors: ``DataError`` for what must be allowed by name and is not."""
+    for videos, file in ((train, dataset.train_list), (val, dataset.val_list)):
+        check_list(dataset, videos, file, allow_two_labels)
+    for line in overlap_findings(train, val, dataset.root, allow_overlap):
+        info(line)
+
+
+def check_list(dataset: DatasetConfig, videos: list[Video], file: str, allow_two_labels: bool) -> None:
+    """The same for one list."""
+    for line in list_findings(videos, file, dataset.num_classes, dataset.categories, dataset.root, allow_two_labels):
+        info(line)
+
+
+def check_clips(dataset: EvalDataset, on_bad_video: str, count: int = 4) -> None:
+    """Read a few videos, spread over the list, before an epoch is spent: a crop that does not fit shows in any of them.
+
+    Errors: the ``DataError`` of one that cannot be read; if such videos are skipped, of none that can.
+    """
+    places = sorted({round(i * (len(dataset) - 1) / (count - 1)) for i in range(count)})
+    errors = [item for item in (dataset[i] for i in places) if isinstance(item, DataError)]
+    if errors and (on_bad_video == "stop" or len(errors) == len(places)):
+        raise errors[0]
 
 
 def clip_bytes(dataset: TrainDataset | EvalDataset) -> int:
@@ -82,11 +114,20 @@ def clip_bytes(dataset: TrainDataset | EvalDataset) -> int:
 def check_shared_memory(workers: int, batch_bytes: int, folder: str = SHARED_MEMORY) -> None:
     """Loading processes hand batches over in shared memory; without room they die of a bus error, later.
 
-    Errors: ``ConfigError`` if the batches that the workers of this node keep ready do not fit.
+    Errors: ``ConfigError`` if the batches that the workers of this node keep ready do not fit, or cannot be written.
     """
+    if not workers or not os.path.isdir(folder):
+        return
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot be written ({error.strerror}), and loading processes hand their batches over there; "
+            "mount it writable, or use --workers 0"
+        ) from None
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     needed = processes * workers * PREFETCH * batch_bytes
-    if workers and os.path.isdir(folder) and (free := shutil.disk_usage(folder).free) < needed:
+    if (free := shutil.disk_usage(folder).free) < needed:
         raise ConfigError(
             f"{folder} has {free / 1e6:.0f} MB free, {processes} x {workers} loading processes need {needed / 1e6:.0f} "
             "MB; give the container more (docker run --shm-size), or lower --workers or --batch_size"
@@ -95,7 +136,20 @@ def check_shared_memory(workers: int, batch_bytes: int, folder: str = SHARED_MEM
 
 def describe_workers(workers: int) -> None:
     """Say so if the node has fewer cores than its training processes have workers."""
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes, cores = processes_and_cores()
     if processes * workers > cores:
-        info(f"workers: {processes} x {workers} loading processes on {cores} cores; lower --workers if loading is slow")
+        info(f"workers: {processes} x {workers} loading processes share {cores} cores; more do not load faster")
+
+
+def advise_on_waiting(workers: int) -> str:
+    """What helps where training waits for data."""
+    processes, cores = processes_and_cores()
+    if processes * (workers + 1) <= cores:
+        return f"raise --workers ({workers} now, {cores} cores), store smaller frames, or use a faster disk"
+    return f"store smaller frames, or use a machine with more than its {cores} cores or a faster disk"
+
+
+def processes_and_cores() -> tuple[int, int]:
+    """The training processes of this node, and the cores that they may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)), cores

@@ -9,10 +9,9 @@ from pathlib import Path
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data import batches
-
 from . import distributed
 from .config import ConfigError
+from .workers import batches
 
 LOGGER = logging.getLogger("motion")
 
@@ -74,24 +73,49 @@ def progress(loader: DataLoader, what: str) -> tqdm:
     return tqdm(batches(loader), total=len(loader), unit="batch", desc=what, leave=False, disable=hidden)
 
 
-def setup(log_file: Path | None, enabled: bool = True) -> None:
-    """Send log lines to standard output and append them to ``log_file``; silence them if not ``enabled``."""
+class _Buffer(logging.Handler):
+    """Lines that were said before there was a log file."""
+
+    def __init__(self):
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+def setup(enabled: bool = True, file_later: bool = False) -> None:
+    """Send log lines to standard output, and keep them if ``open_file`` follows; silence them if not ``enabled``."""
     LOGGER.setLevel(logging.INFO if enabled else logging.CRITICAL)
     LOGGER.propagate = False
     LOGGER.handlers.clear()
-    handlers: list[logging.Handler] = [_Console()]
-    if log_file is not None and enabled:
-        try:
-            log_file.parent.mkdir(parents=True, exist_ok=True)
-            handlers.append(_File(log_file))
-        except OSError as error:
-            remedy = "free the place or choose another --run"
-            raise ConfigError(f"{log_file}: cannot be written ({error}); {remedy}") from None
-    form = logging.Formatter("[%(asctime)s][%(levelname)s] %(filename)s: %(lineno)3d: %(message)s", "%m/%d %H:%M:%S")
-    for handler in handlers:
-        handler.setFormatter(form)
-        handler.addFilter(_ProgramLine())
-        LOGGER.addHandler(handler)
+    _add(_Console())
+    if file_later:
+        _add(_Buffer())
+
+
+def open_file(log_file: Path) -> None:
+    """Append log lines to a file from now on, those said so far among them, unless they are silenced."""
+    (buffer,) = (handler for handler in LOGGER.handlers if isinstance(handler, _Buffer))
+    LOGGER.removeHandler(buffer)
+    if not LOGGER.isEnabledFor(logging.INFO):
+        return
+    try:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        file = _File(log_file)
+    except OSError as error:
+        remedy = "free the place or choose another --run"
+        raise ConfigError(f"{log_file}: cannot be written ({error}); {remedy}") from None
+    _add(file)
+    for record in buffer.records:
+        file.emit(record)
+
+
+def _add(handler: logging.Handler) -> None:
+    form = "[%(asctime)s][%(levelname)s] %(filename)s: %(lineno)3d: %(message)s"
+    handler.setFormatter(logging.Formatter(form, "%m/%d %H:%M:%S"))
+    handler.addFilter(_ProgramLine())
+    LOGGER.addHandler(handler)
 
 
 def info(message: str) -> None:

@@ -23,6 +23,7 @@ ARRAYS = {
 }
 REQUIRED = ("scores", "labels", "paths")
 AVERAGES = ("logits", "softmax")
+TOP5 = 5  # of as many classes or fewer, every video has its label among the first five: Top-5 is not defined
 
 
 class ScoresError(ValueError):
@@ -185,7 +186,7 @@ def confused_pairs(confusion: np.ndarray, count: int = 10) -> list[tuple[int, in
 
 @dataclass(frozen=True)
 class ClassResult:
-    """Accuracy on the videos of one class in percent, None where it has none, and what it is most often taken for."""
+    """Accuracy on one class's videos in percent, None if not defined, and what these are most often taken for."""
 
     label: int
     videos: int
@@ -209,6 +210,7 @@ def class_results(scores: np.ndarray, labels: np.ndarray) -> list[ClassResult]:
         mine = labels == label
         videos = int(mine.sum())
         top1, top5 = (100 * float(hits[mine].mean()) if videos else None for hits in (hits1, hits5))
+        top5 = top5 if num_classes > TOP5 else None
         other = int(errors[label].argmax())
         times = int(errors[label, other])
         results.append(ClassResult(label, videos, top1, top5, other if times else None, times))

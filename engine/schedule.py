@@ -12,6 +12,12 @@ def learning_rate(recipe: Recipe, epoch: int) -> float:
     return multi_step(epoch, recipe.lr, recipe.lr_steps, recipe.lr_decay)
 
 
+def is_validated(recipe: Recipe, epoch: int) -> bool:
+    """Whether an epoch ends with a validation."""
+    done = epoch + 1
+    return done % recipe.eval_every == 0 or done > recipe.epochs - max(1, recipe.eval_last)
+
+
 def warmup_cosine(epoch: int, epochs: int, lr: float, warmup_epochs: int = 5, min_lr_ratio: float = 1e-3) -> float:
     """The released RSA schedule: linear warm-up, then half a cosine down to ``lr * min_lr_ratio``.
 

@@ -12,13 +12,16 @@ from models.resnet import VideoResNet
 from . import checkpoint
 from .precision import Precision
 
+NO_BEST = -1.0  # percent: any accuracy is better
+
 
 @dataclass
 class TrainingState:
     """Model, optimiser, loss scaler and averaged weights after ``epoch`` epochs and ``step`` steps of the next.
 
     ``totals`` are the sums of loss, top-1, top-5 and clips of the epoch so far, over all processes; ``skipped`` counts
-    steps left out because they were not finite. Random numbers are drawn from a seed of their own for each step and
+    steps left out because they were not finite; ``left_out`` says of each video of the epoch that could not be read
+    (its path) why. Random numbers are drawn from a seed of their own for each step and
     process (``step_seed``) and for each clip, so no generator has a state to keep.
     """
 
@@ -28,9 +31,10 @@ class TrainingState:
     ema: AveragedModel | None = None
     epoch: int = 0
     step: int = 0
-    best: float = 0.0
+    best: float = NO_BEST
     skipped: int = 0
     totals: list[float] = field(default_factory=lambda: [0.0] * 4)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @property
     def tested(self) -> nn.Module:
@@ -39,10 +43,15 @@ class TrainingState:
 
     def __str__(self) -> str:
         within = f" and {self.step} steps" if self.step else ""
-        return f"{self.epoch} epochs{within} done, best Prec@1 {self.best:.3f}"
+        best = "no validation yet" if self.best == NO_BEST else f"best Prec@1 {self.best:.3f}"
+        return f"{self.epoch} epochs{within} done, {best}"
 
     def next_epoch(self) -> None:
-        self.epoch, self.step, self.totals = self.epoch + 1, 0, [0.0] * 4
+        self.epoch += 1
+        self.restart_epoch()
+
+    def restart_epoch(self) -> None:
+        self.step, self.totals, self.left_out = 0, [0.0] * 4, {}
 
     def to_checkpoint(self, config: dict) -> dict:
         """``state_dict`` is what was validated; what training goes on from stands beside it if that is another."""
@@ -51,11 +60,12 @@ class TrainingState:
             "step": self.step,
             "arch": self.model.arch,
             "state_dict": self.tested.state_dict(),
-            "best_prec1": self.best,
+            "best_prec1": max(self.best, 0.0),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.precision.scaler.state_dict(),
             "skipped": self.skipped,
             "totals": self.totals,
+            "left_out": self.left_out,
             "config": config,
         }
         if self.ema is not None:
@@ -75,6 +85,7 @@ class TrainingState:
             self.ema.n_averaged.fill_(content.get("ema_updates", 0))
         self.epoch, self.step, self.best = content["epoch"], content.get("step", 0), content["best_prec1"]
         self.skipped, self.totals = content.get("skipped", 0), list(content.get("totals", self.totals))
+        self.left_out = dict(content.get("left_out", {}))
 
 
 def average_weights(model: nn.Module, decay: float | None) -> AveragedModel | None:

@@ -25,6 +25,7 @@ class Step:
     finite: bool  # else the weights were left as they were
     stop: bool  # whether any process was asked to stop
     norm: float  # of the gradient, before clipping
+    unread: int  # clips of all processes that could not be read
     bad: list[int] = field(default_factory=list)  # places of this process's clips whose loss is not a number
 
 
@@ -40,25 +41,31 @@ def train_step(
 ) -> Step:
     """One update from the mean loss over the ``plan.global_batch`` clips of a step.
 
-    ``batches``: this process's ``plan.accumulation`` pairs of normalised clips (N,T,C,H,W) and labels (N). The loss is
+    ``batches``: this process's ``plan.accumulation`` pairs of normalised clips (N,T,C,H,W) and labels (M). Clips beyond
+    the M-th stand in for some that could not be read: they have no part in the loss, so these count as a gradient of
+    zero, and where M is 0 the BN statistics stay as they are, too. The loss is
     the cross-entropy; with smoothing e, ``(1-e)*NLL + e*mean over classes of -log p``. The gradient is clipped to the
     norm ``clip_gradient``. If a loss of any process, or the gradient, is not finite, no process updates.
     """
     optimizer.zero_grad()
-    losses, correct, clips_done = [], 0.0, 0
+    losses, correct, clips_done, unread = [], 0.0, 0, 0
     # DistributedDataParallel averages the gradients of the processes, so each is scaled up by their number.
     scale = plan.processes / plan.global_batch
     for i, (clips, labels) in enumerate(batches, start=1):
+        kept = None if len(labels) else buffers(model)
         more = i < plan.accumulation and isinstance(model, DistributedDataParallel)
         with model.no_sync() if more else nullcontext():
             with precision.autocast():
                 logits = model(clips)
-            logits = logits.float()
+            logits = logits[: len(labels)].float()
             loss = nn.functional.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none")
             precision.scaler.scale(loss.sum() * scale).backward()
+        if kept is not None:
+            put_back(model, kept)
         losses.append(loss.detach())
         correct = correct + count_correct(logits.detach(), labels)
         clips_done += len(labels)
+        unread += len(clips) - len(labels)
 
     precision.scaler.unscale_(optimizer)
     limit = float("inf") if clip_gradient is None else clip_gradient
@@ -69,9 +76,19 @@ def train_step(
     bad = torch.nonzero(~torch.isfinite(loss)).flatten().tolist()
     # The norm is that of the shared gradient, one for all; with a scaler an overflow is its daily business.
     failed = not torch.isfinite(local[0]) or not (torch.isfinite(local[3]) or precision.scaler.is_enabled())
-    sums = torch.tensor([*local[:3], clips_done, failed, stop], dtype=torch.float64)
-    *sums, failed, stop = distributed.all_sum(sums).tolist()
+    sums = torch.tensor([*local[:3], clips_done, unread, failed, stop], dtype=torch.float64)
+    *sums, unread, failed, stop = distributed.all_sum(sums).tolist()
     if not failed:
         precision.scaler.step(optimizer)
     precision.scaler.update()
-    return Step(*sums, finite=not failed, stop=stop > 0, norm=float(local[3]), bad=bad)
+    return Step(*sums, finite=not failed, stop=stop > 0, norm=float(local[3]), unread=int(unread), bad=bad)
+
+
+def buffers(model: nn.Module) -> list[Tensor]:
+    """A copy of the BN statistics, which a forward pass changes."""
+    return [buffer.clone() for buffer in model.buffers()]
+
+
+def put_back(model: nn.Module, kept: list[Tensor]) -> None:
+    for buffer, value in zip(model.buffers(), kept, strict=True):
+        buffer.copy_(value)

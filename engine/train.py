@@ -1,20 +1,27 @@
 """One epoch of training."""
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from . import distributed
-from .config import ConfigError, Recipe
-from .interrupt import StopRequest
-from .log import Meter, info, progress
-from .state import TrainingState
-from .step import Step, train_step
+from data import DataError, TrainDataset
 
+from . import distributed
+from .config import ConfigError, Recipe, first_few
+from .interrupt import StopRequest
+from .loading import advise_on_waiting
+from .log import Meter, info, progress
+from .reports import TOP5
+from .saver import Saver
+from .state import TrainingState
+from .step import Step, buffers, put_back, train_step
+
+MOST_UNREAD = 0.01  # of a list, in an epoch
 WAITING_IS_MUCH = 0.2  # of an epoch's time
 
 
@@ -25,23 +32,23 @@ def train_one_epoch(
     recipe: Recipe,
     lr: float,
     stop: StopRequest,
-    after_step: Callable[[bool], None],
+    saver: Saver,
 ) -> dict[str, float]:
     """Train from ``state.step`` to the end of the epoch; returns its ``loss top1 top5`` over all processes.
 
     ``net`` is ``state.model``, wrapped where several processes train it. The optimiser has its learning rates already,
-    ``lr`` is for the log. After each step ``after_step`` is called, with whether some process was asked to stop.
-    Errors: ``ConfigError`` that names the videos when the loss is no longer a number.
+    ``lr`` is for the log. After each step ``saver`` may save. Errors: ``ConfigError`` that names the videos when the
+    loss is no longer a number, ``DataError`` for a video that cannot be read, or, if they are left out, for too many.
     """
     net.train()
     sampler, epoch, device = loader.batch_sampler, state.epoch, state.precision.device
     sampler.epoch, sampler.first_step, loader.dataset.epoch = epoch, state.step, epoch
-    feed = _Feed(progress(loader, f"epoch {epoch}"), loader.dataset.modality.normalise, device)
+    feed = _Feed(progress(loader, f"epoch {epoch}"), loader.dataset, device)
     times, waits, speed = Meter(), Meter(), Meter()
     start = time.perf_counter()
     for i in range(state.step, sampler.steps):
         torch.manual_seed(step_seed(recipe.seed, epoch, i, distributed.rank()))
-        kept = _statistics(state.model) if state.skipped < recipe.skip_nonfinite else None
+        kept = buffers(state.model) if state.skipped < recipe.skip_nonfinite else None
         step = train_step(
             net,
             feed.take(sampler.plan.accumulation),
@@ -52,6 +59,8 @@ def train_one_epoch(
             recipe.clip_gradient,
             stop.requested,
         )
+        if step.unread:
+            _note_unread(feed.unread, state, loader.dataset)
         if not step.finite:
             _leave_out(step, [loader.dataset.videos[k].path for k in feed.indices], state, kept, recipe)
         else:
@@ -65,19 +74,21 @@ def train_one_epoch(
         waits.update(feed.waited)
         speed.update(sampler.plan.global_batch / (seconds - feed.waited), seconds - feed.waited)
         if i % recipe.print_every == 0 or state.step == sampler.steps:
-            _report(epoch, i, sampler.steps, lr, times, waits, speed, step, state.totals)
-        after_step(step.stop)
+            _report(i, sampler.steps, lr, times, waits, speed, step, state)
+        saver.after_step(state, step.stop)
         start = time.perf_counter()
     feed.close()
+    if state.left_out:
+        info(f"epoch {epoch}: trained WITHOUT {len(state.left_out)} bad videos: {first_few(list(state.left_out))}")
     if state.totals[3] == 0:
         raise ConfigError(f"no step of epoch {epoch} was finite; lower --lr or --clip_gradient")
     if waits.total > WAITING_IS_MUCH * times.total:
         share = 100 * waits.total / times.total
         info(
-            f"epoch {epoch}: the loader is the limit, {share:.0f} % of the time went into waiting for data; raise "
-            f"--workers ({recipe.workers} now), store smaller frames, or use a faster disk"
+            f"epoch {epoch}: the loader is the limit, {share:.0f} % of the time went into waiting for data; "
+            f"{advise_on_waiting(recipe.workers)}"
         )
-    loss, top1, top5 = _means(state.totals)
+    loss, top1, top5 = _means(state.totals, state.model.num_classes)
     return {"loss": loss, "top1": top1, "top5": top5}
 
 
@@ -92,28 +103,56 @@ def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
 class _Feed:
     """Batches of a loader, brought to the device and normalised, with the time that was waited for them."""
 
-    def __init__(self, batches: Iterator, normalise: Callable[[Tensor], Tensor], device: torch.device):
-        self.bar, self.batches, self.normalise, self.device = batches, iter(batches), normalise, device
-        self.waited, self.indices = 0.0, []  # seconds, and places in the list, of the last step
+    def __init__(self, batches: Iterator, dataset: TrainDataset, device: torch.device):
+        self.bar, self.batches, self.dataset, self.device = batches, iter(batches), dataset, device
+        # Seconds; places in the list; and why some clips, by their places, could not be read: of the last step.
+        self.waited, self.indices, self.unread = 0.0, [], {}
 
     def take(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The next ``count`` batches: float (N,T,C,H,W) and labels (N)."""
-        self.waited, self.indices = 0.0, []
+        """The next ``count`` batches: float clips (N,T,C,H,W) and labels (M).
+
+        M is below N if some of the N clips could not be read; others of the batch then stand in their places at the
+        end, or, if there is none, grey ones.
+        """
+        self.waited, self.indices, self.unread = 0.0, [], {}
         for _ in range(count):
             start = time.perf_counter()
-            clips, labels, indices = next(self.batches)
+            batch = next(self.batches)
             self.waited += time.perf_counter() - start
+            batch, unread = batch if isinstance(batch, tuple) else (batch, {})
+            clips, labels, indices = batch or self._nothing(len(unread))
+            if unread and len(labels):
+                clips = clips[torch.arange(len(labels) + len(unread)) % len(labels)]
             self.indices += indices.tolist()
+            self.unread |= unread
             clips, labels = (tensor.to(self.device, non_blocking=True) for tensor in (clips, labels))
-            yield self.normalise(clips), labels
+            yield self.dataset.modality.normalise(clips), labels
+
+    def _nothing(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        data, none = self.dataset, torch.empty(0, dtype=torch.int64)
+        shape = count, data.num_segments, data.modality.stored_channels, data.input_size, data.input_size
+        return torch.full(shape, 128, dtype=torch.uint8), none, none
 
     def close(self) -> None:
         self.bar.close()
 
 
-def _statistics(model: nn.Module) -> list[Tensor]:
-    """BN statistics, which a forward pass changes."""
-    return [buffer.clone() for buffer in model.buffers()]
+def _note_unread(unread: dict[int, str], state: TrainingState, dataset: TrainDataset) -> None:
+    """Say which videos could not be read in a step, in any process.
+
+    Errors: ``DataError`` if more than ``MOST_UNREAD`` of the list could not be read in this epoch.
+    """
+    for found in distributed.gather_objects({dataset.videos[i].path: reason for i, reason in unread.items()}):
+        for path, reason in found.items():
+            info(f"left out: {path}: {reason}")
+        state.left_out |= found
+    if len(state.left_out) > MOST_UNREAD * len(dataset):
+        distributed.fail_together(
+            DataError(
+                f"epoch {state.epoch}: {len(state.left_out)} of {len(dataset)} videos cannot be read, more than "
+                f"{MOST_UNREAD:.0%}: {first_few(list(state.left_out))}; extract them again or take them out of the list"
+            )
+        )
 
 
 def _leave_out(step: Step, videos: list[str], state: TrainingState, kept: list[Tensor] | None, recipe: Recipe) -> None:
@@ -124,31 +163,34 @@ def _leave_out(step: Step, videos: list[str], state: TrainingState, kept: list[T
     # Where every loss is finite but their gradient is not, any of the step's clips may have done it.
     found = distributed.gather_objects(([videos[k] for k in step.bad], videos))
     named = sum((bad for bad, _ in found), []) or sum((everything for _, everything in found), [])
-    shown = ", ".join(named[:8]) + (f", ... ({len(named)} in all)" if len(named) > 8 else "")
     what = (
         f"epoch {state.epoch}, step {state.step}: the loss is {step.loss / step.clips:.4f} and its gradient's norm "
-        f"{step.norm:.4f} with the videos {shown}"
+        f"{step.norm:.4f} with the videos {first_few(named)}"
     )
     if kept is None:
         more = f" after {state.skipped} steps left out" if state.skipped else ""
         remedy = "lower --lr, look at these videos, or leave such steps out with --skip_nonfinite N"
         distributed.fail_together(ConfigError(f"{what}{more}; {remedy}"))
-    for buffer, value in zip(state.model.buffers(), kept, strict=True):
-        buffer.copy_(value)
+    put_back(state.model, kept)
     state.skipped += 1
     info(f"{what}: step left out, {state.skipped} of at most {recipe.skip_nonfinite}")
 
 
-def _means(totals: list[float]) -> tuple[float, float, float]:
-    """Loss, top-1 and top-5 in percent."""
+def _means(totals: list[float], num_classes: int) -> tuple[float, float, float]:
+    """Loss, top-1 and top-5 in percent; NaN for what is not defined."""
     loss, top1, top5, clips = totals
-    return (loss / clips, 100 * top1 / clips, 100 * top5 / clips) if clips else (float("nan"),) * 3
+    if not clips:
+        return (math.nan,) * 3
+    return loss / clips, 100 * top1 / clips, 100 * top5 / clips if num_classes > TOP5 else math.nan
 
 
-def _report(epoch, i, steps, lr, times, waits, speed, step: Step, totals: list[float]) -> None:
-    now, sofar = _means([step.loss, step.top1, step.top5, step.clips]), _means(totals)
+def _report(
+    i: int, steps: int, lr: float, times: Meter, waits: Meter, speed: Meter, step: Step, state: TrainingState
+) -> None:
+    classes = state.model.num_classes
+    now, sofar = _means([step.loss, step.top1, step.top5, step.clips], classes), _means(state.totals, classes)
     info(
-        f"Epoch: [{epoch}][{i}/{steps}], lr: {lr:.5f}\t"
+        f"Epoch: [{state.epoch}][{i}/{steps}], lr: {lr:.5f}\t"
         f"Time {times.value:.3f} ({times.average:.3f})\tData {waits.value:.3f} ({waits.average:.3f})\t"
         f"Loss {now[0]:.4f} ({sofar[0]:.4f})\t"
         f"Prec@1 {now[1]:.3f} ({sofar[1]:.3f})\tPrec@5 {now[2]:.3f} ({sofar[2]:.3f})\t"

@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from data import DataError, load_dataset_config
-from engine.config import ConfigError, parse_arguments
-from engine.metrics import accuracy
+from engine.config import ConfigError
+from engine.flags import parse_arguments
+from engine.metrics import accuracy, shown
 from engine.reports import (
     ClassResult,
     Scores,
@@ -100,7 +101,7 @@ def report_one(file: Scores, names: list[str], folder: Path) -> None:
 
     print(f"{file.path}: {len(file.paths)} videos of {sum(c.videos > 0 for c in classes)} of {len(names)} classes")
     print(f"protocol: {file.protocol or 'the file does not state it'}")
-    print(f"{top1}, Top-5 {result['top5']:.2f}, mean class {result['class_accuracy']:.2f}")
+    print(f"{top1}, Top-5 {shown(result['top5'])}, mean class {result['class_accuracy']:.2f}")
     print_members(file)
     confidence = 100 * file.probabilities.max(1).mean()
     print(f"{error} ({len(bins.videos)} bins; mean confidence {confidence:.2f} %)")
@@ -140,7 +141,8 @@ def print_members(file: Scores) -> None:
     print(f"{'members':{width}}   Top-1   Top-5  mean class")
     for name, scores in zip(names, file.members, strict=True):
         result = accuracy(scores, file.labels)
-        print(f"{name:{width}}  {result['top1']:6.2f}  {result['top5']:6.2f}  {result['class_accuracy']:10.2f}")
+        top5 = shown(result["top5"], "-")
+        print(f"{name:{width}}  {result['top1']:6.2f}  {top5:>6}  {result['class_accuracy']:10.2f}")
 
 
 def report_two(a: Scores, b: Scores, args: argparse.Namespace) -> None:
@@ -192,7 +194,7 @@ def report_actions(args: argparse.Namespace) -> None:
     print(f"{len(verb.paths)} segments; P(verb, noun) = softmax(verb scores)[verb] * softmax(noun scores)[noun]")
     print("          Top-1   Top-5")
     for name, result in results.items():
-        print(f"{name:8} {result['top1']:6.2f}  {result['top5']:6.2f}")
+        print(f"{name:8} {result['top1']:6.2f}  {shown(result['top5'], '-'):>6}")
 
 
 def write_csv(path: Path, header: tuple[str, ...], rows: Iterable[list]) -> None:

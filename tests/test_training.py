@@ -241,7 +241,7 @@ def test_a_loss_that_is_not_finite_names_the_videos(small, tmp_path, monkeypatch
 
 
 def test_processes_say_once_that_a_loss_is_not_finite(small, tmp_path):
-    flags = quick_flags(lr="1e30")
+    flags = quick_flags(lr="1e30", epochs=3, eval_every=3)
     result = run("main.py", small, "tsn_tiny", "--run", "two", *flags, cwd=tmp_path, processes=2)
     assert result.returncode != 0 and result.stdout.count("error: epoch ") == 1, result.stdout
     assert "the loss is nan and its gradient's norm nan with the videos train/video" in result.stdout
@@ -299,7 +299,7 @@ def test_steps_that_are_not_finite_are_left_out_if_asked(small, tmp_path, monkey
 def test_fine_tuning_takes_all_but_the_classifier(small, tmp_path):
     other = build_model("tsm_tiny", 7, 8)
     torch.save({"state_dict": other.state_dict(), "arch": "tsm_tiny"}, tmp_path / "other.pth")
-    flags = quick_flags(epochs=1, lr=0)
+    flags = quick_flags(epochs=1, lr=1e-30)  # too little to change a weight
     start = ["main.py", small, "tsm_tiny", "--run"]
     result = run_inside(*start, "tuned", *flags, "--tune_from", "other.pth", cwd=tmp_path)
     assert result.returncode == 0 and "new_fc.weight, new_fc.bias" in result.stdout, result.stdout

@@ -1,0 +1,124 @@
+"""Everything that a training run needs, built and checked before it writes anything."""
+
+import argparse
+import dataclasses
+import platform
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torchvision
+import yaml
+from torch.utils.data import DataLoader
+
+from data import DatasetConfig, EvalDataset, load_dataset_config
+from data.labels import describe_flip
+from data.video_list import fingerprint
+
+from . import config, distributed, flags
+from .batch import BatchPlan, plan_batch
+from .config import ConfigError, Recipe
+from .loading import check_clips, check_lists, describe_workers, training_data
+from .log import info
+from .metrics import describe_top5
+from .network import build_for_training
+from .optim import build_optimizer
+from .precision import Precision
+from .resume import Start, go_on
+from .state import TrainingState, average_weights
+
+PLACES = ("root", "train_list", "val_list", "image_tmpl")
+ALLOWED = ("allow_overlap", "allow_two_labels")
+
+
+@dataclass
+class Run:
+    """What training works with. ``settings`` says what it rests on, in plain values."""
+
+    recipe: Recipe
+    plan: BatchPlan
+    train_loader: DataLoader
+    val_set: EvalDataset
+    state: TrainingState
+    settings: dict
+
+
+def prepare(args: argparse.Namespace, start: Start, device: torch.device) -> Run:
+    """The run of a command line. One that goes on keeps its settings, but for what the command line says now.
+
+    Errors: ``DataError``, ``ConfigError`` and ``WeightsError`` with what does not fit and its remedy.
+    """
+    dataset, said = choose_dataset(args, start)
+    recipe, plan, batch_line = make_recipe(args, dataset, start)
+    precision = Precision(recipe.precision, device)
+    train_loader, val_set = training_data(dataset, recipe, plan, device)
+    train_set = train_loader.dataset
+    settings = {
+        "dataset": dataclasses.asdict(dataset),
+        "model": args.model,
+        "variant": args.variant or start.settings.get("variant"),
+        "recipe": config.to_plain(recipe),
+        # What the command lines said, which a resumed run keeps.
+        "flags": start.flags(dataset.name) | said | flags.given_recipe_flags(args),
+        "lists": {"training videos": fingerprint(train_set.videos), "validation videos": fingerprint(val_set.videos)},
+        "processes": distributed.world_size(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "versions": {
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "torchvision": str(torchvision.__version__),
+        },
+    }
+    info(to_yaml(settings))
+    info(describe_flip(recipe.flip, dataset.categories, dataset.mirror_pairs))
+    info(val_set.modality.describe(dataset.image_tmpl))
+    info(batch_line)
+    info(describe_top5(dataset.num_classes))
+    describe_workers(recipe.workers)
+    if distributed.is_main():
+        check_lists(dataset, train_set.videos, val_set.videos, **{key: said.get(key, False) for key in ALLOWED})
+        check_clips(val_set, recipe.on_bad_video)
+
+    random.seed(recipe.seed)
+    np.random.seed(recipe.seed)  # noqa: NPY002  nothing here draws from it; what a user adds may
+    model = build_for_training(args.model, dataset.num_classes, recipe, device, with_weights=not start.path)
+    averaged = average_weights(model, recipe.ema_decay)
+    state = TrainingState(model, build_optimizer(model, recipe), precision, averaged)
+    if start.path:
+        go_on(state, start, settings)
+    return Run(recipe, plan, train_loader, val_set, state, settings)
+
+
+def choose_dataset(args: argparse.Namespace, start: Start) -> tuple[DatasetConfig, dict]:
+    """The dataset, and what was said of it on the command line: now, or when the run was started."""
+    now = {key: getattr(args, key) for key in (*PLACES, *ALLOWED) if getattr(args, key)}
+    dataset = load_dataset_config(args.dataset, **{key: now.get(key) for key in PLACES})
+    before = start.flags(dataset.name)
+    said = {key: before[key] for key in (*PLACES, *ALLOWED) if key in before} | now
+    if said != now:
+        dataset = load_dataset_config(args.dataset, **{key: said.get(key) for key in PLACES})
+    return dataset, said
+
+
+def make_recipe(args: argparse.Namespace, dataset: DatasetConfig, start: Start) -> tuple[Recipe, BatchPlan, str]:
+    """The recipe with the flags, how a step's clips are shared, and that in one line for the log."""
+    given = flags.given_recipe_flags(args)
+    variant = args.variant if args.variant != start.settings.get("variant") else None
+    try:
+        before = config.load_recipe(args.model, dataset.name, variant, start.recipe)
+    except ConfigError as error:
+        raise ConfigError(f"{start.path}: {error}" if start.path else str(error)) from None
+    recipe = config.load_recipe(args.model, dataset.name, variant, start.recipe, **given)
+    plan = plan_batch(recipe.global_batch_size, recipe.batch_size, distributed.world_size())
+    recipe.global_batch_size, scaling = plan.global_batch, ""
+    lr_was_chosen = "lr" in start.flags(dataset.name) or "lr" in given
+    if plan.global_batch != before.global_batch_size and recipe.scale_lr and not lr_was_chosen:
+        recipe.lr = before.lr * plan.global_batch / before.global_batch_size
+        ratio = f"{plan.global_batch} / {before.global_batch_size}"
+        scaling = f" ({before.lr:g} x {ratio}; --scale_lr false keeps {before.lr:g})"
+    return recipe, plan, f"batch: {plan}, lr {recipe.lr:g}{scaling}"
+
+
+def to_yaml(settings: dict) -> str:
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=1000)

@@ -1,0 +1,89 @@
+"""What a run that goes on takes over: its settings, and how much of an epoch."""
+
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data.messages import one_line
+
+from . import checkpoint
+from .config import ConfigError
+from .log import info
+from .state import NO_BEST, TrainingState
+
+# What the clips of a step depend on, besides epoch and step.
+STEPS_DEPEND_ON = ("global_batch_size", "seed", "training videos")
+
+
+@dataclass
+class Start:
+    """Where a run starts from: ``path`` and ``content`` of a checkpoint, or nothing."""
+
+    path: Path | None = None
+    content: dict = field(default_factory=dict)
+    same_run: bool = True  # the checkpoint lies in the run's own folder
+
+    @property
+    def settings(self) -> dict:
+        """The settings of the run that wrote the checkpoint (see ``main.describe``); empty for a new run."""
+        return self.content.get("config", {})
+
+    @property
+    def recipe(self) -> dict:
+        return self.settings.get("recipe", {})
+
+    def flags(self, dataset: str) -> dict:
+        """What the command line said of a dataset when the run was started; nothing of another dataset."""
+        same = self.settings.get("dataset", {}).get("name") == dataset
+        return self.settings.get("flags", {}) if same else {}
+
+
+def find_start(resume: str | None, folder: Path, arch: str) -> Start:
+    """What ``--resume`` says. Errors: ``ConfigError`` or ``WeightsError`` with the reason; a run is not overwritten."""
+    found = checkpoint.newest(folder)
+    if resume is None:
+        if found:
+            raise ConfigError(f"run {folder.name} exists ({found}); go on with --resume auto or choose another --run")
+        return Start()
+    if resume == "auto":
+        if not found:
+            info(f"run {folder.name} has no checkpoint yet and starts from the beginning{_similar(folder)}")
+            return Start()
+        return Start(found, checkpoint.read_for_resume(found, arch))
+    path = Path(resume)
+    if found and not (path.exists() and found.samefile(path)):
+        raise ConfigError(f"--resume {resume}: run {folder.name} already goes on to {found}; choose another --run")
+    return Start(path, checkpoint.read_for_resume(path, arch), same_run=bool(found))
+
+
+def go_on(state: TrainingState, start: Start, settings: dict) -> None:
+    """Put the state of a checkpoint into ``state``, and say what is not as it was."""
+    state.restore(start.content, str(start.path))
+    info(f"resumed from {start.path}: {state}")
+    before, now = _flat(start.settings), _flat(settings)
+    changed = [key for key in now if key in before and before[key] != now[key]]
+    for key in changed:
+        info(f"changed since that checkpoint: {key}: {one_line(before[key], 100)} -> {one_line(now[key], 100)}")
+    if state.step and (others := [key for key in changed if key in STEPS_DEPEND_ON]):
+        info(
+            f"epoch {state.epoch} starts again, since {' and '.join(others)} changed: its steps have other clips now, "
+            f"so those of the {state.step} steps that were done are seen twice"
+        )
+        state.restart_epoch()
+    if not start.same_run or "validation videos" in changed:
+        info(f"the best accuracy so far ({max(state.best, 0):.3f}) is another run's or list's, and starts anew")
+        state.best = NO_BEST
+
+
+def _similar(folder: Path) -> str:
+    """A hint at a run of nearly this name that has a checkpoint."""
+    runs = [path.parent.name for path in folder.parent.glob("*/*_checkpoint.pth.tar")]
+    near = difflib.get_close_matches(folder.name, runs, n=1, cutoff=0.75)
+    return f"; did you mean the run {near[0]}?" if near else ""
+
+
+def _flat(settings: dict) -> dict:
+    """The settings that a run depends on, one level deep: recipe keys as they are, others by what they are."""
+    dataset = {f"dataset {key}": value for key, value in settings.get("dataset", {}).items()}
+    others = {key: settings[key] for key in ("variant", "processes") if key in settings}
+    return settings.get("recipe", {}) | dataset | others | settings.get("lists", {})
