@@ -1,6 +1,7 @@
 """Test checkpoints: ``python test_models.py DATASET|--video V --weights W[,W2] [--views 3x2 ...]``. See README.md."""
 
 import argparse
+import csv
 from functools import partial
 from pathlib import Path
 
@@ -12,17 +13,35 @@ from data.one_video import open_video
 from data.sampling import AS_IT_IS, FrameOrder
 from engine import config, distributed, log
 from engine.config import ConfigError
-from engine.evaluate import evaluate
-from engine.metrics import accuracy
+from engine.evaluate import check_finite, evaluate, score
+from engine.flags import parse_arguments
+from engine.loading import check_list
+from engine.metrics import accuracy, shown
 from engine.precision import Precision
-from engine.testing import PROTOCOLS, Member, Views, average, build_member, choose_views, make_test_set, protocol_line
+from engine.testing import (
+    GEOMETRY,
+    PROTOCOLS,
+    Member,
+    Views,
+    average,
+    build_member,
+    choose_views,
+    make_test_set,
+    protocol_line,
+)
 from models import WeightsError, list_models
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="test_models.py", description=__doc__, allow_abbrev=False)
     parser.add_argument("dataset", nargs="?", help="a name in data/ or a path to a dataset's .yaml")
-    parser.add_argument("--weights", required=True, metavar="W[,W2]", help="checkpoints; several are averaged")
+    parser.add_argument(
+        "--weights",
+        required=True,
+        action="append",
+        metavar="W[,W2]",
+        help="checkpoints; several are averaged; may be given several times, as for a name that holds a comma",
+    )
     parser.add_argument("--model", metavar="M[,M2]", help=f"what a file does not say: {', '.join(list_models())}")
     parser.add_argument("--num_segments", metavar="T[,T2]", help="their frames; our own files say it themselves")
     views = parser.add_argument_group("views", "what is not given comes from the protocol, or else the model's recipe")
@@ -32,6 +51,13 @@ def parse_args() -> argparse.Namespace:
     views.add_argument("--crop", type=int, metavar="C", help="side of the crop cut from that")
     views.add_argument("--input", type=int, metavar="I", help="side that the network sees")
     views.add_argument("--short_videos", choices=config.CHOICES["test_short_videos"], help="rule for n <= T frames")
+    views.add_argument(
+        "--mirrored_scores",
+        choices=["swap", "keep"],
+        default="swap",
+        help="10 crops: in the mirrored ones left and right classes exchange their scores, or keep them as released "
+        "(default: swap, where class names tell the pairs)",
+    )
     order = parser.add_argument_group("dependence on time")
     order.add_argument("--shuffle_frames", action="store_true", help="each clip's frames in a random order")
     order.add_argument("--reverse_frames", action="store_true", help="each clip backwards")
@@ -46,14 +72,18 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--list", help="instead of the dataset's val_list")
     parser.add_argument("--image_tmpl", help="instead of the dataset's own")
     parser.add_argument("--on_bad_video", choices=["stop", "skip"], default="stop", help="skip: leave out, and list")
+    parser.add_argument("--allow_two_labels", action="store_true", help="test although a video has two labels")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU where there is one")
     parser.add_argument("--batch_size", type=int, default=16, help="most clips in one forward pass (default 16)")
     parser.add_argument("--workers", type=int, help="loading processes")
     parser.add_argument("--precision", default="fp32", choices=config.CHOICES["precision"], help="default: fp32")
     parser.add_argument("--scores", metavar="out.npz", help="write scores, labels and paths here")
-    args = config.parse_arguments(parser)
+    args = parse_arguments(parser)
     if args.batch_size < 1:
         parser.error(f"--batch_size {args.batch_size} must be at least 1")
+    args.weights = [file for value in args.weights for file in split_files(value)]
+    if not all(args.weights) or not args.weights:
+        parser.error("--weights holds an empty name; give a file")
     if (args.dataset is None) == (args.video is None):
         parser.error("give either a dataset or --video")
     return args
@@ -61,12 +91,16 @@ def parse_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     precision = Precision(args.precision, distributed.init(args.device))
-    log.setup(None, enabled=distributed.is_main())
+    log.setup(enabled=distributed.is_main())
     dataset, videos = None, []
     if args.video is None:
         with distributed.main_process_first():  # it alone draws the toy set
             dataset = load_dataset_config(args.dataset, root=args.root, val_list=args.list, image_tmpl=args.image_tmpl)
             videos = read_list(dataset.val_list, dataset.num_classes)
+            if distributed.is_main():
+                check_list(dataset, videos, dataset.val_list, args.allow_two_labels)
+                if args.scores:
+                    check_writable(Path(args.scores))
     with distributed.main_process_first():  # it alone says what does not fit
         members, views = build_members(args, dataset)
         weights = member_weights(args, len(members))
@@ -85,8 +119,7 @@ def main(args: argparse.Namespace) -> None:
 
 def build_members(args: argparse.Namespace, dataset: DatasetConfig | None) -> tuple[list[Member], list[Views]]:
     """The networks of ``--weights`` and the views of each; one model, frame count or protocol stands for all."""
-    weights = args.weights.split(",")
-    columns = []
+    weights, columns = args.weights, []
     for flag in ("model", "num_segments", "protocol"):
         given = getattr(args, flag)
         values = given.split(",") if given else [None]
@@ -96,7 +129,7 @@ def build_members(args: argparse.Namespace, dataset: DatasetConfig | None) -> tu
     members, views = [], []
     for file, name, frames, protocol in zip(weights, *columns, strict=True):
         member = build_member(file, name, frames, dataset)
-        geometry = {key: getattr(args, key) for key in ("views", "resize", "crop", "input", "short_videos")}
+        geometry = {key: getattr(args, key) for key in GEOMETRY}
         members.append(member)
         views.append(choose_views(member.recipe, protocol, **geometry))
     return members, views
@@ -142,7 +175,8 @@ def test(
         workers = member.recipe.workers if args.workers is None else config.coerce("workers", args.workers)
         model = member.model.to(precision.device)
         loading = {"batch_size": args.batch_size, "workers": workers, "print_every": member.recipe.print_every}
-        part, _, bad = evaluate(model, test_set, precision, **loading, skip_bad=args.on_bad_video == "skip")
+        skip_bad = args.on_bad_video == "skip"
+        part, _, bad = evaluate(model, test_set, precision, **loading, name=member.weights, skip_bad=skip_bad)
         scores.append(part)
         left_out |= bad
     kept = [i for i in range(len(videos)) if i not in left_out]
@@ -158,7 +192,7 @@ def test(
         log.info(f"left out: {videos[i].path}: {reason}")
     log.info(
         f"{dataset.name}, {len(kept)} videos{missing}, {names}{how}: {protocol}, Top-1 {result['top1']:.2f}, "
-        f"Top-5 {result['top5']:.2f}, mean class {result['class_accuracy']:.2f}"
+        f"Top-5 {shown(result['top5'])}, mean class {result['class_accuracy']:.2f}"
     )
     if args.scores and distributed.is_main():
         content = {
@@ -184,34 +218,63 @@ def print_order_table(rows: list[tuple[FrameOrder, dict[str, float]]]) -> None:
     log.info("frames                 Top-1   Top-5   of Top-1 lost")
     for order, result in rows:
         lost = f"{100 * (1 - result['top1'] / whole):.1f} %" if whole else "-"
-        log.info(f"{order!s:<20} {result['top1']:7.2f} {result['top5']:7.2f}   {lost:>13}")
+        log.info(f"{order!s:<20} {result['top1']:7.2f} {shown(result['top5'], '-'):>7}   {lost:>13}")
 
 
-@torch.no_grad()
 def name_the_action(
     args: argparse.Namespace, members: list[Member], views: list[Views], weights: list[float], precision: Precision
 ) -> None:
     """Print the five most probable classes of ``--video``."""
-    num_frames, read = open_video(args.video)
+    video = open_video(args.video)
+    for note in video.notes:
+        log.info(note)
     scores = []
     for member, geometry in zip(members, views, strict=True):
         if member.recipe.modality == "Flow":
             raise ConfigError(f"{member.weights}: sees optical flow, which a video does not hold; use an RGB network")
+        short_side = min(video.size)
+        if geometry.resize is None and short_side >= 2 * geometry.crop:
+            raise ConfigError(
+                f"--video {args.video}: its frames are {video.size[0]}x{video.size[1]}, and without a resize "
+                f"{member.weights} would see a crop of {geometry.crop} only; add --resize {geometry.crop}"
+            )
         dataset = make_test_set(member, geometry, [], "", "{:05d}.jpg", frame_order(args))
         try:
-            frames = partial(dataset.modality.read_from, read, num_frames)
-            clips = dataset.views(num_frames, frames)
+            clips = dataset.views(video.num_frames, partial(dataset.modality.read_from, video.read, video.num_frames))
+        except DataError:
+            raise
         except ValueError as error:
             raise ConfigError(f"--video {args.video}: {error}") from None
-        with precision.autocast():
-            logits = member.model.to(precision.device)(dataset.modality.normalise(clips.to(precision.device)))
-        scores.append(logits.float().mean(0, keepdim=True).cpu().numpy())
+        model = member.model.to(precision.device)
+        scores.append(score(model, clips[None].to(precision.device), dataset, args.batch_size, precision))
+        check_finite(scores[-1], [args.video], member.weights)
     mean = torch.from_numpy(average(scores, weights, args.average))[0]
     probabilities = mean if args.average == "softmax" else mean.softmax(0)
     names = members[0].categories or [f"class {k}" for k in range(len(mean))]
-    log.info(f"{args.video}: {num_frames} frames, {protocol_line(members, views)}")
+    seen = "; ".join(dict.fromkeys(f"{geometry}, input {geometry.input}" for geometry in views))
+    size = f"{video.size[0]}x{video.size[1]}"
+    log.info(f"{args.video}: {video.num_frames} frames, {protocol_line(members, views)} (frames of {size}, {seen})")
     for probability, label in zip(*(values.tolist() for values in probabilities.topk(min(5, len(mean)))), strict=True):
         log.info(f"{100 * probability:6.2f} %  {names[label]}")
+
+
+def split_files(value: str) -> list[str]:
+    """The files of one ``--weights``: names between commas, unless the whole is a file. A quoted name keeps its comma.
+
+    ``a.pth,"b,c.pth"`` is two files.
+    """
+    return [value] if Path(value).is_file() else next(csv.reader([value]), [])
+
+
+def check_writable(path: Path) -> None:
+    """Errors: ``ConfigError`` if scores could not be written, before they are computed."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.open("wb").close()
+        part.unlink()
+    except OSError as error:
+        raise ConfigError(f"--scores {path}: cannot be written ({error})") from error
 
 
 def write_scores(path: Path, content: dict[str, np.ndarray]) -> None:

@@ -11,6 +11,7 @@ from data import DataError, EvalDataset, collate
 from data.dataset import collate_good
 
 from . import distributed
+from .config import ConfigError
 from .interrupt import Stopped, StopRequest
 from .loading import check_shared_memory, clip_bytes, make_loader
 from .log import Meter, info, progress
@@ -25,17 +26,21 @@ def evaluate(
     batch_size: int,
     workers: int,
     print_every: int,
+    name: str,
     label_smoothing: float = 0.0,
     stop: StopRequest | None = None,
     skip_bad: bool = False,
 ) -> tuple[np.ndarray, dict[str, float], dict[int, str]]:
     """Scores (N, K) float32 in list order, mean logits over views; ``loss top1 top5 class_accuracy``; videos left out.
 
+    ``name`` is what errors call the model: its file, or the epoch.
+
     Every process takes each P-th video and all get the whole result; nothing is padded or dropped. ``batch_size`` is
     the most clips in one forward pass, views counted; the model is on ``precision.device``.
     A video that cannot be read stops the test; with ``skip_bad`` its scores are NaN, it counts in no figure, and the
     last value says of its place in the list what was wrong.
-    Errors: ``DataError`` of such a video; ``Stopped`` if a process was asked to stop meanwhile.
+    Errors: ``DataError`` of such a video; ``ConfigError`` if a score is not finite; ``Stopped`` if a process was asked
+    to stop meanwhile.
     """
     model.eval()
     mine = list(range(distributed.rank(), len(dataset), distributed.world_size()))
@@ -61,7 +66,7 @@ def evaluate(
         clips, labels, indices = batch
         read += indices.tolist()
         loaded = time.perf_counter()
-        scored = _scores(model, clips.to(precision.device, non_blocking=True), batch_size, dataset, precision)
+        scored = score(model, clips.to(precision.device, non_blocking=True), dataset, batch_size, precision)
         scores.append(scored)
         step = _statistics(scored, labels.numpy(), label_smoothing) * len(labels)
         totals += step
@@ -82,13 +87,15 @@ def evaluate(
         raise Stopped
     left_out = {place: reason for *_, bad, _ in parts for place, reason in bad.items()}
     if len(left_out) == len(dataset):
-        raise DataError(f"none of the {len(dataset)} videos can be read; the first: {next(iter(left_out.values()))}")
+        first = next(iter(left_out.values()))
+        distributed.fail_together(DataError(f"none of the {len(dataset)} videos can be read; the first: {first}"))
     classes = next(part.shape[1] for _, part, *_ in parts if part is not None)
     whole = np.full((len(dataset), classes), np.nan, np.float32)
     for indices, part, *_ in parts:
         if part is not None:
             whole[indices] = part
     kept = [place for place in range(len(dataset)) if place not in left_out]
+    check_finite(whole[kept], [dataset.videos[place].path for place in kept], name)
     loss = _statistics(whole[kept], labels_of[kept], label_smoothing)[0]
     result = accuracy(whole[kept], labels_of[kept]) | {"loss": loss}
     info(
@@ -100,8 +107,8 @@ def evaluate(
 
 
 @torch.no_grad()
-def _scores(
-    model: nn.Module, clips: torch.Tensor, batch_size: int, dataset: EvalDataset, precision: Precision
+def score(
+    model: nn.Module, clips: torch.Tensor, dataset: EvalDataset, batch_size: int, precision: Precision
 ) -> np.ndarray:
     """uint8 (N,V,T,C,H,W) -> mean logits (N,K), at most ``batch_size`` clips at a time."""
     n, views = clips.shape[:2]
@@ -109,7 +116,26 @@ def _scores(
     for part in clips.flatten(0, 1).split(batch_size):
         with precision.autocast():
             logits.append(model(dataset.modality.normalise(part)).float())
-    return torch.cat(logits).unflatten(0, (n, views)).mean(1).cpu().numpy()  # from (N*V, K)
+    logits = torch.cat(logits).unflatten(0, (n, views))  # (N, V, K)
+    # What a mirrored view takes for a motion to the left is one to the right.
+    mirrored = logits[:, views - dataset.mirrored_views :]
+    for label, partner in dataset.mirror_pairs.items():
+        if label < partner:
+            mirrored[..., [label, partner]] = mirrored[..., [partner, label]]
+    return logits.mean(1).cpu().numpy()
+
+
+def check_finite(scores: np.ndarray, paths: list[str], name: str) -> None:
+    """Errors: ``ConfigError`` that names the model and the first of the videos whose scores (N, K) are not finite."""
+    bad = np.flatnonzero(~np.isfinite(scores).all(1))
+    if len(bad):
+        distributed.fail_together(
+            ConfigError(
+                f"{name}: the scores of {len(bad)} of {len(scores)} videos are not finite, the first {paths[bad[0]]}; "
+                "the weights have diverged, or --precision is too narrow: try fp32, an earlier checkpoint, or a lower "
+                "--lr"
+            )
+        )
 
 
 def _statistics(scores: np.ndarray, labels: np.ndarray, label_smoothing: float) -> np.ndarray:

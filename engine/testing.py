@@ -6,8 +6,10 @@ import numpy as np
 import torch
 
 from data import DatasetConfig, EvalDataset
+from data.labels import mirror_pairs
 from data.modality import Modality
 from data.sampling import FrameOrder
+from data.transforms import MIRRORED
 from models import load_weights
 from models.resnet import VideoResNet
 from models.weights import read_checkpoint
@@ -17,6 +19,7 @@ from .config import ConfigError, Recipe
 from .log import info
 from .network import build_from_file, run_settings
 
+GEOMETRY = ("views", "resize", "crop", "input", "short_videos", "mirrored_scores")
 # What the released code tests with, by name; flags win.
 PROTOCOLS = {
     "rsa": {"views": "1x1", "resize": "240x320", "crop": 224, "input": 224, "short_videos": "first_frame"},
@@ -33,6 +36,10 @@ class Member:
     model: VideoResNet
     recipe: Recipe  # it was trained by, or its model's if the file does not say
     categories: list[str] | None  # class names in label order, if the file or the dataset says
+
+    @property
+    def modality(self) -> Modality:
+        return Modality(self.recipe.modality, self.recipe.data_length)
 
 
 def build_member(weights: str, name: str | None, frames: str | None, dataset: DatasetConfig | None) -> Member:
@@ -62,21 +69,34 @@ class Views:
     crop: int
     input: int
     short_videos: str
+    mirrored_scores: str  # "swap" or "keep"
 
     def __str__(self) -> str:
         size = self.resize
         shown = "as stored" if size is None else "x".join(map(str, size)) if isinstance(size, tuple) else size
         return f"resize {shown}, crop {self.crop}, {self.short_videos}"
 
+    def exchanged(self, member: Member) -> dict[int, int]:
+        """label -> label with which it exchanges its score in mirrored crops."""
+        return mirror_pairs(member.categories) if self.mirrored_scores == "swap" else {}
+
+    def protocol(self, member: Member) -> str:
+        """Crops x clips @ input, and what is done to scores of mirrored crops, where there are any."""
+        text = f"x{self.crops}x{self.clips} @{self.input}"
+        if self.crops in MIRRORED:
+            text += f" (mirrored scores {'swapped' if self.exchanged(member) else 'kept'})"
+        return text
+
 
 def choose_views(recipe: Recipe, protocol: str | None, **given: object) -> Views:
-    """``given``: ``views resize crop input short_videos``, each wins over the protocol, which wins over the recipe."""
+    """``given``: ``GEOMETRY``, each wins over the protocol, which wins over the recipe."""
     own = {
         "views": recipe.test_views,
         "resize": recipe.test_resize,
         "crop": recipe.test_crop,
         "input": recipe.input_size,
         "short_videos": recipe.test_short_videos,
+        "mirrored_scores": "swap",
     }
     if protocol is not None:
         config.check_key(protocol, PROTOCOLS, "protocol")
@@ -90,6 +110,7 @@ def choose_views(recipe: Recipe, protocol: str | None, **given: object) -> Views
         config.coerce("test_crop", values["crop"]),
         config.coerce("input_size", values["input"]),
         str(values["short_videos"]),
+        str(values["mirrored_scores"]),
     )
 
 
@@ -108,23 +129,20 @@ def make_test_set(
         short_videos=views.short_videos,
         num_crops=views.crops,
         num_clips=views.clips,
-        modality=Modality(member.recipe.modality, member.recipe.data_length),
+        modality=member.modality,
         order=order,
+        mirror_pairs=views.exchanged(member),
     )
 
 
 def protocol_line(members: list[Member], views: list[Views]) -> str:
     """Frames x crops x clips @ input: ``16x3x2 @224``; frame counts of members with the same views in one bracket."""
-    parts = dict.fromkeys(f"x{v.crops}x{v.clips} @{v.input}" for v in views)
-    shown = []
-    for part in parts:
-        frames = [
-            str(member.recipe.num_segments)
-            for member, v in zip(members, views, strict=True)
-            if f"x{v.crops}x{v.clips} @{v.input}" == part
-        ]
-        shown.append((frames[0] if len(frames) == 1 else f"({'+'.join(frames)})") + part)
-    return " + ".join(shown)
+    frames: dict[str, list[str]] = {}
+    for member, geometry in zip(members, views, strict=True):
+        frames.setdefault(geometry.protocol(member), []).append(str(member.recipe.num_segments))
+    return " + ".join(
+        (counts[0] if len(counts) == 1 else f"({'+'.join(counts)})") + protocol for protocol, counts in frames.items()
+    )
 
 
 def average(members: list[np.ndarray], weights: list[float], kind: str) -> np.ndarray:

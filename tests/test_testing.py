@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from toy_run import NAMES, make_dataset, quick_flags, run, run_inside
 
 from data import EvalDataset, load_dataset_config, read_list
@@ -202,12 +203,26 @@ def test_one_video_as_a_file(trained, tmp_path):
         container.mux(stream.encode())
     from data.one_video import open_video
 
-    count, read = open_video(file)
-    frames = read([1, 20, 7, 7])
-    assert count == 20 and [round(np.asarray(frame).mean() / 10) for frame in frames] == [0, 19, 6, 6]
+    video = open_video(file)
+    frames = video.read([1, 20, 7, 7])
+    assert (video.num_frames, video.size, video.notes) == (20, (48, 48), [])
+    assert [round(np.asarray(frame).mean() / 10) for frame in frames] == [0, 19, 6, 6]
     result = video_result(trained[0], "--video", file)
     assert result.returncode == 0 and "clip.mp4: 20 frames, 4x1x1 @48" in result.stdout, result.stdout
     assert len(re.findall(r"\d+\.\d\d %  Moving something", result.stdout)) == 2
+
+
+def test_what_is_wrong_with_one_video_is_said_once_in_one_line(trained, tmp_path):
+    names = [f"{k}.png" for k in (1, 2, 3, 4, 8, 9, 10, 11)]
+    for name in names:
+        Image.new("RGB", (48, 48), "white").save(tmp_path / name)
+    result = video_result(trained[0], "--video", tmp_path)
+    assert result.returncode == 0 and f"--video {tmp_path}: frames 5 to 7 are missing\n" in result.stdout, result.stdout
+    for name in names[2:]:
+        Image.new("RGB", (60, 48), "white").save(tmp_path / name)
+    result = video_result(trained[0], "--video", tmp_path)
+    assert result.returncode == 1 and "Traceback" not in result.stdout
+    assert f"error: --video {tmp_path}: 1.png is 48x48 px, 4.png is 60x48 px (width x height)" in result.stdout
 
 
 def test_one_video_errors(trained, tmp_path, monkeypatch):
