@@ -1,0 +1,137 @@
+"""Logits or gradients of networks on a GPU against the CPU's: ``python -m scripts.compare_devices [MODEL ...]``.
+
+Both devices are given the same weights and clips; the CPU computes in fp32, TF32 is off. A network with RSA is
+computed by every path that the device has. Differences:
+
+- of logits: the largest, as a share of the largest logit of the CPU. It may be 5e-4 in fp32 and 0.08 in bf16. CPUs
+  computing in fp32 and bf16 were 3e-6 and 0.03 from float64 at most; TF32 is about 2e-3 from it.
+- of gradients: of each parameter the norm of the difference, as a share of the norm of the CPU's gradient plus a
+  hundredth of the largest such norm. It may be 0.1: one ReLU that falls to the other side of zero gives 0.01.
+"""
+
+import argparse
+import copy
+import warnings
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from engine import config, distributed
+from engine.config import ConfigError
+from engine.network import channels_last
+from engine.precision import Precision
+from models import build_model, list_models
+from models.registry import check_models
+from models.resnet import VideoResNet
+from models.rsanet import rsa_backends, set_rsa_backend
+
+CLASSES, SEGMENTS, SIZE, CLIPS = 5, 8, 64, 2
+TOLERANCE = {"fp32": 5e-4, "bf16": 0.08, "gradients": 0.1}
+BRANCH = 0.2  # gamma of each bottleneck's last BN: at 1, random weights amplify rounding from block to block
+
+
+def example(name: str) -> tuple[VideoResNet, Tensor]:
+    """A network on the CPU, in which every branch counts, and clips (N, T, 3, H, W)."""
+    torch.manual_seed(0)
+    model = build_model(name, CLASSES, SEGMENTS, dropout=0.0, stochastic_depth=0.0)
+    clips = torch.randn(CLIPS, SEGMENTS, 3, SIZE, SIZE)
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            nn.init.ones_(module.weight)  # RSANet's branches start at zero
+            module.momentum = 1.0  # below, the running statistics become those of these clips
+    for _, _, block in model.blocks():
+        nn.init.constant_(block.bn3.weight, BRANCH)
+    nn.init.normal_(model.new_fc.weight, std=0.1)
+    with torch.no_grad():
+        model.train()(clips)
+    return model.eval(), clips
+
+
+def logits(model: VideoResNet, clips: Tensor, precision: Precision) -> Tensor:
+    """(N, K) float32 on the CPU."""
+    with torch.no_grad(), precision.autocast():
+        return model.eval()(clips.to(precision.device)).float().cpu()
+
+
+def gradients(model: VideoResNet, clips: Tensor, precision: Precision) -> dict[str, Tensor]:
+    """Of the cross-entropy, by the parameter's name, on the CPU."""
+    model.train().zero_grad()
+    labels = torch.arange(len(clips), device=precision.device)
+    nn.functional.cross_entropy(model(clips.to(precision.device)), labels).backward()
+    return {name: parameter.grad.cpu() for name, parameter in model.named_parameters()}
+
+
+def compare_logits(found: Tensor, expected: Tensor) -> tuple[float, str]:
+    """The difference of (N, K) logits, and of which class it is."""
+    shares = (found - expected).abs().amax(0) / expected.abs().max()
+    return _worst({f"class {k}": share for k, share in enumerate(shares.tolist())})
+
+
+def compare_gradients(found: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[float, str]:
+    """The largest difference, and of which parameter it is."""
+    norms = {name: gradient.norm().item() for name, gradient in expected.items()}
+    floor = 0.01 * max(norms.values())
+    return _worst({name: (found[name] - expected[name]).norm().item() / (norms[name] + floor) for name in norms})
+
+
+def _worst(shares: dict[str, float]) -> tuple[float, str]:
+    name = max(shares, key=lambda name: (shares[name] != shares[name], shares[name]))  # NaN is the worst
+    return shares[name], name
+
+
+def paths(model: VideoResNet, device: torch.device) -> list[str]:
+    """The paths of RSA that the device has; for a network without RSA the one "auto"."""
+    found = []
+    for name in ("fused", "triton", "reference"):
+        set_rsa_backend(model, name)
+        found += [name for reason in rsa_backends(model, device) if reason.startswith(f"{name} (")]
+    return found or ["auto"]
+
+
+def rows(name: str, kind: str, device: torch.device):
+    """(path, difference, where) of a network, for each path."""
+    model, clips = example(name)
+    compute, compare = (gradients, compare_gradients) if kind == "gradients" else (logits, compare_logits)
+    precision = "fp32" if kind == "gradients" else kind
+    expected = compute(copy.deepcopy(model), clips, Precision("fp32", torch.device("cpu")))
+    for path in paths(model, device):
+        other = copy.deepcopy(model).to(device)
+        channels_last(other)
+        set_rsa_backend(other, path)
+        yield path, *compare(compute(other, clips, Precision(precision, device)), expected)
+
+
+def main(args: argparse.Namespace) -> None:
+    device = distributed.init(args.device)
+    limit, wrong, worst = TOLERANCE[args.kind], [], (0.0, "")
+    print(f"| network | path of RSA | difference of {args.kind} | largest where | at most {limit:g} |")
+    print("|---|---|---|---|---|", flush=True)
+    for name in args.models or list_models():
+        for path, difference, where in rows(name, args.kind, device):
+            agrees = difference <= limit
+            shown = name if path == "auto" else f"{name} ({path})"
+            print(f"| {name} | {path} | {difference:.1e} | {where} | {'yes' if agrees else 'NO'} |", flush=True)
+            if not agrees:
+                wrong.append(f"{shown} {difference:.1e}")
+            worst = max(worst, (difference, shown))
+    if wrong:
+        raise ConfigError(f"DIFFERS: more than {limit:g}: {', '.join(wrong)}")
+    print(f"agrees: largest difference {worst[0]:.1e}, {worst[1]}; tolerance {limit:g}")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m scripts.compare_devices", allow_abbrev=False)
+    parser.description, _, parser.epilog = __doc__.partition("\n\n")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="default: all")
+    parser.add_argument("--kind", default="fp32", choices=list(TOLERANCE), help="logits in fp32 or bf16, or gradients")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU where there is one")
+    args = config.parse_arguments(parser)
+    check_models(parser, args.models)
+    return args
+
+
+if __name__ == "__main__":
+    arguments = parse_args()
+    warnings.filterwarnings("ignore")
+    distributed.run_program(lambda: main(arguments), (ConfigError,))
