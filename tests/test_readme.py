@@ -124,6 +124,10 @@ def toy_form(command: str) -> str | None:
         return f"{command} rsanet_tiny --size 32 --rounds 1"
     if command == "python -m tests.kill_and_resume --kills 50":
         return "python -m tests.kill_and_resume --kills 1"
+    if command == "python -m tests.chaos --minutes 10":
+        return "python -m tests.chaos --minutes 0 --processes 1"
+    if command == "./scripts/check_gpu.sh":  # its steps have a test of their own
+        return f"! {command} 2>error && grep 'no GPU' error"
     if command.startswith("python -m scripts.export "):
         return f"{command} --size 48"
     if command.startswith(("./scripts/train_", "python main.py", "MODEL=", "RSA_BACKEND=", "torchrun", "sbatch ")):
