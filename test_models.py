@@ -271,6 +271,8 @@ def check_writable(path: Path) -> None:
     part = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")
         part.open("wb").close()
         part.unlink()
     except OSError as error:

@@ -21,5 +21,5 @@ done
 echo
 .venv/bin/python -m scripts.print_results "${files[@]}"
 echo
-echo "Chance is 8.33. Each class is another one played backwards: what averages frames cannot pass 50."
+echo "Chance is 8.33. Each class is another one played backwards: what averages per-frame scores stays near 50."
 echo "logs: logs/quickstart_*.log   checkpoints, TensorBoard: net_runs/quickstart_*"

@@ -93,9 +93,10 @@ def test_file_names_may_hold_commas(trained, weights):
     assert "(4+4)x1x1 @48, Top-1 " in output and output.count("tensors loaded") == 2
 
 
-def test_scores_that_cannot_be_written_are_found_before_the_test(trained):
-    output = accuracy_of(trained, "--scores", "/proc/no/s.npz", returncode=1)
-    assert "error: --scores /proc/no/s.npz: cannot be written" in output and "Val: " not in output
+@pytest.mark.parametrize("place", ["/proc/no/s.npz", "frames"])
+def test_scores_that_cannot_be_written_are_found_before_the_test(trained, place):
+    output = accuracy_of(trained, "--scores", place, returncode=1)
+    assert f"error: --scores {place}: cannot be written" in output and "Val: " not in output
 
 
 def test_two_labels_of_a_video_must_be_allowed(trained):
