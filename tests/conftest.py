@@ -13,3 +13,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("ci", max_examples=100, deadline=None, derandomize=True)
 settings.register_profile("thorough", max_examples=2000, deadline=None)
 settings.load_profile("ci")  # pytest loads the profile of its flag later
+
+
+def pytest_collection_modifyitems(items: list) -> None:
+    """README's commands take the longest: they begin first, or one process would end with them alone."""
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
