@@ -83,12 +83,12 @@ engine.train.train_step = failing
 """
 
 
-@pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize(
-    ("error", "message"),
+    ("error", "message", "processes"),
     [
-        ("ZeroDivisionError('a bug')", "ZeroDivisionError: a bug"),
-        ("MemoryError()", "error: the memory does not suffice (MemoryError); lower --batch_size"),
+        ("ZeroDivisionError('a bug')", "ZeroDivisionError: a bug", 1),
+        ("ZeroDivisionError('a bug')", "ZeroDivisionError: a bug", 2),
+        ("MemoryError()", "error: the memory does not suffice (MemoryError); lower --batch_size", 1),
     ],
 )
 def test_an_unexpected_error_ends_the_program(small, processes, error, message):
