@@ -122,6 +122,19 @@ def test_the_best_checkpoint_of_a_run_is_its_own(trained):
     assert best["best_prec1"] == max(results) and best["epoch"] == 2 + results.index(max(results))
 
 
+def test_another_validation_list_starts_the_record_anew(tmp_path):
+    make_dataset(tmp_path)
+    train(tmp_path, "run", epochs=1)
+    newest = tmp_path / "net_runs/run/resnet_rgb_epoch_1_checkpoint.pth.tar"
+    torch.save(torch.load(newest, weights_only=True) | {"best_prec1": 100.0}, newest)
+    lines = (tmp_path / "val.txt").read_text().splitlines()
+    (tmp_path / "val.txt").write_text("\n".join(lines[:-1]))
+    output = train(tmp_path, "run", "--resume", "auto", epochs=2)
+    assert "changed since that checkpoint: validation videos: 8 videos, crc32 " in output
+    assert "the best accuracy so far (100.000) is another run's or list's, and starts anew" in output
+    assert torch.load(tmp_path / "net_runs/run" / BEST, weights_only=True)["epoch"] == 2
+
+
 def test_a_resumed_run_keeps_its_settings_but_for_what_the_command_line_says(trained):
     folder, _ = trained
     shorter = ["main.py", "small.yaml", "tsm_tiny", "--run", "first", "--resume", "auto", "--device", "cpu"]
