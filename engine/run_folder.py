@@ -68,6 +68,7 @@ def _open_and_lock(path: Path, folder: Path) -> int:
                 return descriptor
         except (BlockingIOError, PermissionError):
             holder = os.read(descriptor, 200).decode(errors="replace").strip()
+            os.close(descriptor)
             raise ConfigError(
                 f"run {folder.name} is being trained by another process ({holder or 'it has just begun'}); choose "
                 "another --run, or wait for its end"
