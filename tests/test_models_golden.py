@@ -1,6 +1,7 @@
 """The three R50 networks against the released code: names, logits, four training steps, groups, schedule, cost."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from engine.step import train_step
 from models import build_model, load_weights
 from models.costs import costs
 
+README = Path(__file__).parents[1] / "README.md"
 NAMES = ["rsanet_r50", "sda_tsn_r50", "sda_tsm_r50"]
 TRAINING = {
     "rsanet": (
@@ -127,3 +129,4 @@ def test_costs(name, parameters, multiply_adds):
         actual_parameters, actual = costs(build_model(name, 174, t), t, 224)
         assert actual_parameters == parameters
         assert math.isclose(actual / 1e9, multiply_adds * t / 8, rel_tol=5e-3)
+        assert f"| {name} | {t} | 224 | {actual_parameters:,} | {actual / 1e9:.3f} |" in README.read_text()

@@ -6,11 +6,13 @@ import shutil
 import socket
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+import quick_python
 import torch
 import yaml
 from toy_run import NAMES, ROOT, make_dataset, quick_flags, run
@@ -109,15 +111,18 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def toy_form(command: str) -> str | None:
-    """The command as the test runs it, or None if another test or CI itself runs it as it stands."""
-    if command in ("./scripts/quickstart.sh", "./scripts/run_tests.sh"):
-        return None  # run_tests.sh runs this test; quickstart has a test of its own below
+# quickstart.sh has a test of its own below, and run_tests.sh runs this test.
+ELSEWHERE = ("./scripts/quickstart.sh", "./scripts/run_tests.sh")
+PUBLISHED = [command for command in commands() if command not in ELSEWHERE]
+
+
+def toy_form(command: str) -> str:
+    """The command as the test runs it."""
     if command.startswith("./scripts/train_nodes.sh 2 node1:29500 "):  # both nodes are this machine
         here = command.replace("node1:29500", f"localhost:{free_port()}")
         return f"{here} {SMALL} & first=$!; {here} {SMALL} && wait $first"
     if command == "python -m benchmarks.training":
-        return f"{command} tsn_tiny --size 32 --steps 1 --only channels_last activation_checkpointing"
+        return f"{command} tsn_tiny --size 32 --steps 1 --only channels_last"
     if command == "python -m benchmarks.rsa":
         return f"{command} --clips 1 --num_segments 2 --rounds 1 --stages res5"
     if command == "python -m benchmarks.network":
@@ -126,6 +131,10 @@ def toy_form(command: str) -> str | None:
         return "python -m tests.kill_and_resume --kills 1"
     if command == "python -m tests.chaos --minutes 10":
         return "python -m tests.chaos --minutes 0 --processes 1"
+    if command == "python -m models.costs":  # test_costs compares the rows of all networks
+        return f"{command} tsn_r50"
+    if command.startswith("python -m models.costs "):
+        return f"{command} --num_segments 4 --size 64"
     if command == "./scripts/check_gpu.sh":  # its steps have a test of their own
         return f"! {command} 2>error && grep 'no GPU' error"
     if command.startswith("python -m scripts.export "):
@@ -134,22 +143,47 @@ def toy_form(command: str) -> str | None:
         return f"{command} {SMALL}"
     if command.startswith(("./scripts/test_", "./scripts/ensemble.sh", "python test_models.py")):
         return f"{command} {FEW}"
-    if command.startswith(("python -m models.costs", "python -m scripts.", "python -m figs.")):
+    if command.startswith(("python -m scripts.", "python -m figs.")):
         return command
     raise AssertionError(f"README publishes a command without a toy form: {command}")
 
 
-def test_published_commands(workplace):
-    """In the README's order: what is trained first is tested later."""
-    path = f"{os.path.dirname(sys.executable)}:{workplace / 'bin'}:{os.environ['PATH']}"
+def needed_by(command: str) -> list[str]:
+    """The earlier commands whose run or score file this command names."""
+    words = set(re.split(r"[\s/,]", command))
+    earlier = PUBLISHED[: PUBLISHED.index(command)]
+    made = re.compile(r"(?:--run|--scores|train_Something_v\d\.sh) (\S+)")
+    return [other for other in earlier if words.intersection(made.findall(other))]
+
+
+@pytest.fixture(scope="module")
+def outcome(workplace):
+    """A function that runs a published command's toy form, once, and gives what came of it."""
+    python = quick_python.executable()
+    (workplace / "bin" / "python").symlink_to(python)
+    path = f"{workplace / 'bin'}:{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": ""}
-    for command in filter(None, map(toy_form, commands())):
-        result = subprocess.run(
-            ["bash", "-c", command], cwd=workplace, env=environment, text=True, capture_output=True, timeout=400
+    environment["PYTHON_EXEC"] = python  # torchrun's
+
+    @cache
+    def run_once(command: str) -> subprocess.CompletedProcess:
+        words = ["bash", "-c", toy_form(command)]
+        return subprocess.run(words, cwd=workplace, env=environment, text=True, capture_output=True, timeout=400)
+
+    return run_once
+
+
+@pytest.mark.parametrize("command", PUBLISHED, ids=PUBLISHED)
+def test_published_command(outcome, command):
+    """If the command is run alone, the commands that train or test what it names are run first."""
+    for earlier in needed_by(command):
+        assert outcome(earlier).returncode == 0, (
+            f"{command}\nneeds what an earlier command makes, which failed: {earlier}"
         )
-        assert result.returncode == 0, f"{command}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}"
-        if command == "python -m models.costs":
-            assert result.stdout.strip() in README, "the cost table is not what the command prints"
+    result = outcome(command)
+    assert result.returncode == 0, f"{command}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}"
+    if command == "python -m models.costs":
+        assert result.stdout.strip() in README, "the cost table is not what the command prints"
 
 
 def test_toy_table_is_what_the_logs_say():
@@ -165,7 +199,7 @@ def test_published_python(workplace):
     """Each block in a process of its own, which imports this checkout's packages and no others."""
     for code in blocks("python"):
         result = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", code], cwd=workplace, text=True, capture_output=True, timeout=120
+            [quick_python.executable(), "-c", code], cwd=workplace, text=True, capture_output=True, timeout=120
         )
         assert result.returncode == 0, code + result.stderr
 
