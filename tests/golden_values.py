@@ -54,6 +54,12 @@ def fill_by_formula(module: nn.Module, prefix: str, seed: int = 0) -> None:
     )
 
 
+def released_state(name: str, seed: int = 0) -> dict:
+    """A state dict as users have it: released names and 5-D shapes, ``module.`` prefix, formula values."""
+    shapes = table(f"{name}_state_dict.json")
+    return {f"module.{key}": formula_parameter(key, shape, seed) for key, shape in shapes.items()}
+
+
 def relative_error(actual, expected) -> float:
     """Norm of the difference over the norm of what is expected, in float64."""
     actual = actual.detach().double().numpy() if isinstance(actual, torch.Tensor) else np.asarray(actual, np.float64)

@@ -36,10 +36,12 @@ CLIENT = """\
 import json, os, signal, socket, sys
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
-socket.send_fds(server, [b"."], [0, 1, 2])
-server.sendall(json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode() + b"\\n")
+signal.pthread_sigmask(signal.SIG_BLOCK, {forwarded})  # the request comes first
 for number in {forwarded}:
     signal.signal(number, lambda number, _: server.send(bytes([number])))
+socket.send_fds(server, [b"."], [0, 1, 2])
+server.sendall(json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode() + b"\\n")
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {forwarded})
 status = int(server.makefile().readline() or 1)
 if status < 0:
     if -status != signal.SIGKILL:
@@ -106,6 +108,7 @@ def keep(client: socket.socket) -> tuple[list[str], str, dict[str, str]]:
             os.close(stream)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         return request
+    os.setpgid(program, program)  # here, too: the client may die before the program has called it
     for stream in streams:
         os.close(stream)
     end = os.pidfd_open(program)

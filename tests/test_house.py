@@ -59,6 +59,25 @@ def imported(path: Path) -> set[str]:
     return names
 
 
+def test_no_test_module_imports_another():
+    """Tests share helper modules. A test file that is edited or moved then breaks no other."""
+    for path in (ROOT / "tests").glob("*.py"):
+        assert not {name for name in imported(path) if name.startswith("test_")}, path
+
+
+def test_no_function_or_class_is_written_twice():
+    """Of at least four statements, whatever the name; a docstring does not count."""
+    found: dict[str, str] = {}
+    for path in (path for room in MAY_IMPORT for path in sorted((ROOT / room).glob("*.py"))):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                body = node.body[ast.get_docstring(node) is not None :]
+                if sum(isinstance(part, ast.stmt) for line in body for part in ast.walk(line)) >= 4:
+                    place = f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
+                    first = found.setdefault("".join(map(ast.dump, body)), place)
+                    assert first == place, f"{place} is {first} again; keep one of them"
+
+
 def test_no_file_is_long():
     for path in OURS:
         assert len(path.read_text().splitlines()) <= 400, path

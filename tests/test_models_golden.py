@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from golden_values import formula_parameter, formula_tensor, relative_error, table
+from golden_values import formula_tensor, relative_error, released_state, table
 
 from engine.batch import BatchPlan
 from engine.optim import build_sgd, parameter_groups, set_learning_rate
@@ -25,12 +25,6 @@ TRAINING = {
     ),
     "sda": ({"lr": 0.01, "momentum": 0.9, "nesterov": False, "weight_decay": 1e-4}, {"clip_gradient": 20}),
 }
-
-
-def released_state(name: str, seed: int = 0) -> dict:
-    """A state dict as users have it: released names and 5-D shapes, ``module.`` prefix, formula values."""
-    shapes = table(f"{name}_state_dict.json")
-    return {f"module.{key}": formula_parameter(key, shape, seed) for key, shape in shapes.items()}
 
 
 def golden_model(name: str):

@@ -53,15 +53,11 @@ def wait_until_gone(pid: int) -> None:
 
 
 def test_signals_reach_the_program_and_its_end_follows_the_client():
-    code = (
-        "import os, signal, time; signal.signal(signal.SIGTERM, lambda *_: os._exit(7))\nprint(os.getpid(), flush=True)"
-    )
+    code = "import os, signal, time; signal.signal(signal.SIGTERM, lambda *_: os._exit(7)); "
+    code += "print(os.getpid(), flush=True); time.sleep(60)"
     for number, status in ((signal.SIGTERM, 7), (signal.SIGINT, -signal.SIGINT), (signal.SIGKILL, -signal.SIGKILL)):
-        client = subprocess.Popen(
-            [quick_python.executable(), "-c", code],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
+        words = [quick_python.executable(), "-c", code]
+        client = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         program = int(client.stdout.readline())
         assert program != client.pid
         client.send_signal(number)

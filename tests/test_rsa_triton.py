@@ -93,12 +93,13 @@ def assert_accurate(found, tensors, heads):
 @pytest.mark.skipif(RUNS, reason="the checks below run here")
 def test_by_the_interpreter():
     pytest.importorskip("triton")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", __file__]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", "-o", "addopts="]
+    command += ["-k", "not by_the_interpreter and not without_triton", __file__]
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert " passed" in done.stdout and "2 skipped" not in done.stdout, done.stdout
+    assert " passed" in done.stdout and "skipped" not in done.stdout, done.stdout
 
 
 @needs_kernels
