@@ -30,10 +30,16 @@ CHANCE = {"dropout": 0.5, "stochastic_depth": 0.5, "ema_decay": 0.9, "save_every
 
 
 def start(
-    folder: Path, run: str, epochs: int, processes: int = 1, program: Path = ROOT / "main.py", **flags: object
+    folder: Path,
+    run: str,
+    epochs: int,
+    processes: int = 1,
+    program: Path = ROOT / "main.py",
+    python: str = sys.executable,
+    **flags: object,
 ) -> subprocess.Popen:
     """A training run of ``tsm_tiny`` in a session of its own; it resumes by itself."""
-    launcher = [sys.executable, "-W", "ignore"]
+    launcher = [python, "-W", "ignore"]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "--"]
     words = [str(program), "small.yaml", "tsm_tiny", "--run", run, "--resume", "auto"]

@@ -1,8 +1,10 @@
 """A stand-in for ``python`` that starts in a tenth of a second, because it forks a process that has imported torch.
 
 ``executable()`` returns a program with the command line ``[-u] [-W FILTER] FILE|-m MODULE|-c CODE ...``. It has the
-working folder, environment, streams, signals and exit status of a real process, and it imports the project's packages
-anew. Only settings that are read when the interpreter or torch starts, such as OMP_NUM_THREADS, are the server's.
+working folder, environment, three streams, signals and exit status of a real process. It imports the project's packages
+anew, and its ``sys.executable`` is the stand-in. It differs from a real process in three points: settings that are read
+when the interpreter or torch starts, such as OMP_NUM_THREADS, are the server's; the program is no child of the stand-in;
+it exits without taking down the interpreter. Tests of these things use the real ``sys.executable``.
 
 Three processes take part. The client is the stand-in itself. The server forks a keeper for each client. The keeper
 forks the program, passes signals on to it, and sends its exit status to the client.
@@ -40,7 +42,7 @@ signal.pthread_sigmask(signal.SIG_BLOCK, {forwarded})  # the request comes first
 for number in {forwarded}:
     signal.signal(number, lambda number, _: server.send(bytes([number])))
 socket.send_fds(server, [b"."], [0, 1, 2])
-server.sendall(json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode() + b"\\n")
+server.sendall(json.dumps([sys.argv, os.getcwd(), dict(os.environ)]).encode() + b"\\n")
 signal.pthread_sigmask(signal.SIG_UNBLOCK, {forwarded})
 status = int(server.makefile().readline() or 1)
 if status < 0:
@@ -125,7 +127,8 @@ def keep(client: socket.socket) -> tuple[list[str], str, dict[str, str]]:
 
 
 def become(words: list[str], folder: str, environment: dict[str, str]) -> None:
-    """Run what ``python *words`` runs in ``folder``, in this process."""
+    """Run what the command ``words`` runs in ``folder``, in this process."""
+    sys.executable = words.pop(0)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
@@ -149,7 +152,7 @@ def become(words: list[str], folder: str, environment: dict[str, str]) -> None:
 
 
 def exit_status(words: list[str], folder: str, environment: dict[str, str]) -> int:
-    """The exit status of ``python *words``. Uncaught exceptions are printed."""
+    """The exit status of the command ``words``. Uncaught exceptions are printed."""
     try:
         become(words, folder, environment)
     except SystemExit as stop:

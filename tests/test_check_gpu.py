@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import quick_python
 import torch
 from toy_run import ROOT
 
@@ -27,7 +28,7 @@ def check(monkeypatch, capsys, *words: object) -> tuple[int, list[str]]:
 
 
 def test_no_gpu_is_said_in_one_line_and_nothing_is_written(tmp_path):
-    path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+    path = f"{os.path.dirname(quick_python.executable())}:{os.environ['PATH']}"
     result = subprocess.run(
         ["bash", str(ROOT / "scripts" / "check_gpu.sh"), str(tmp_path / "out.md")],
         env=os.environ | {"PATH": path, "CUDA_VISIBLE_DEVICES": ""},
@@ -144,7 +145,8 @@ def test_a_step_that_is_stopped_takes_all_it_started_along(tmp_path):
         steps.python("-c", "print('ended')", limit=60, kill_at="never")
 
 
-def test_what_several_checks_need_is_made_once_and_fails_for_all(tmp_path):
+def test_what_several_checks_need_is_made_once_and_fails_for_all(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.executable", quick_python.executable())
     place = gpu_checks.Place("cpu", 1, True, Steps(tmp_path, 60, threads=1), tmp_path / "none.yaml")
     for _ in range(2):
         with pytest.raises(StepFailed) as error:

@@ -128,9 +128,9 @@ def toy_form(command: str) -> str:
     if command == "python -m benchmarks.network":
         return f"{command} rsanet_tiny --size 32 --rounds 1"
     if command == "python -m tests.kill_and_resume --kills 50":
-        return "python -m tests.kill_and_resume --kills 1"
+        return f"{sys.executable} -m tests.kill_and_resume --kills 1"  # it must see the processes that it kills
     if command == "python -m tests.chaos --minutes 10":
-        return "python -m tests.chaos --minutes 0 --processes 1"
+        return f"{sys.executable} -m tests.chaos --minutes 0 --processes 1"
     if command == "python -m models.costs":  # test_costs compares the rows of all networks
         return f"{command} tsn_r50"
     if command.startswith("python -m models.costs "):
@@ -159,11 +159,9 @@ def needed_by(command: str) -> list[str]:
 @pytest.fixture(scope="module")
 def outcome(workplace):
     """A function that runs a published command's toy form, once, and gives what came of it."""
-    python = quick_python.executable()
-    (workplace / "bin" / "python").symlink_to(python)
+    (workplace / "bin" / "python").symlink_to(quick_python.executable())
     path = f"{workplace / 'bin'}:{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": ""}
-    environment["PYTHON_EXEC"] = python  # torchrun's
 
     @cache
     def run_once(command: str) -> subprocess.CompletedProcess:

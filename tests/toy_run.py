@@ -33,7 +33,7 @@ def run(*command: object, cwd: Path, processes: int = 1, fresh: bool = False) ->
     return subprocess.run(
         [*words, str(ROOT / str(command[0])), *map(str, command[1:])],
         cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHON_EXEC": python},  # torchrun's Python
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
