@@ -2,9 +2,9 @@
 
 ``executable()`` returns a program with the command line ``[-u] [-W FILTER] FILE|-m MODULE|-c CODE ...``. It has the
 working folder, environment, three streams, signals and exit status of a real process. It imports the project's packages
-anew, and its ``sys.executable`` is the stand-in. It differs from a real process in three points: settings that are read
-when the interpreter or torch starts, such as OMP_NUM_THREADS, are the server's; the program is no child of the stand-in;
-it exits without taking down the interpreter. Tests of these things use the real ``sys.executable``.
+anew, and its ``sys.executable`` is the stand-in. It differs from a real process in three points. Settings that are read
+when the interpreter or torch starts, such as OMP_NUM_THREADS, are the server's. The program is not a child of the
+stand-in. It exits without taking down the interpreter. Tests of these things use the real ``sys.executable``.
 
 Three processes take part. The client is the stand-in itself. The server forks a keeper for each client. The keeper
 forks the program, passes signals on to it, and sends its exit status to the client.
