@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from engine import config, distributed
+from engine import distributed
 from engine.config import ConfigError
+from engine.flags import parse_arguments
 from engine.network import channels_last
 from engine.precision import Precision
 from models import build_model, list_models
@@ -126,7 +127,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("models", nargs="*", metavar="MODEL", help="default: all")
     parser.add_argument("--kind", default="fp32", choices=list(TOLERANCE), help="logits in fp32 or bf16, or gradients")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU where there is one")
-    args = config.parse_arguments(parser)
+    args = parse_arguments(parser)
     check_models(parser, args.models)
     return args
 

@@ -184,6 +184,13 @@ def test_devices_that_compute_the_same_agree(kind, capsys):
     assert [line.split(" | ")[1] for line in lines[2:5]] == ["auto", "fused", "reference"]
 
 
+def test_devices_are_compared_by_the_command(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.executable", quick_python.executable())
+    place = gpu_checks.Place("cpu", 1, True, Steps(tmp_path, 60, threads=1), tmp_path / "none.yaml")
+    figure = gpu_checks.devices(place, kind="gradients", models=("tsn_tiny",))
+    assert figure.startswith("largest difference ") and ", tsn_tiny; tolerance 0.1" in figure
+
+
 @pytest.mark.parametrize("value", [0.9, float("nan")])
 @pytest.mark.parametrize("kind", compare_devices.TOLERANCE)
 def test_devices_that_compute_something_else_differ(kind, value, monkeypatch):

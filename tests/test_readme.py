@@ -230,6 +230,21 @@ def test_quickstart(workplace):
     assert second.stdout.strip() == table.strip()
 
 
+PROGRAMS = [
+    path
+    for room in ("benchmarks", "figs", "models", "scripts", "tests")
+    for path in sorted(set((ROOT / room).glob("*.py")) - set((ROOT / room).glob("test_*")))
+    if "argparse.ArgumentParser(" in path.read_text() and 'if __name__ == "__main__":' in path.read_text()
+]
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.stem)
+def test_every_program_explains_itself(path):
+    words = [quick_python.executable(), "-m", f"{path.parent.name}.{path.stem}", "--help"]
+    result = subprocess.run(words, cwd=ROOT, text=True, capture_output=True, timeout=60)
+    assert result.returncode == 0 and result.stdout.startswith("usage: ") and not result.stderr, result.stderr
+
+
 def test_help_names_every_recipe_key():
     result = run("main.py", "--help", cwd=ROOT)
     assert result.returncode == 0 and all(f"--{key} " in result.stdout for key in [*KEYS, "resume", "variant"])
