@@ -1,4 +1,4 @@
-"""Every command that README publishes runs, on toy data; a new command must be given its toy form here."""
+"""Every command that README publishes runs on toy data. A new command needs a toy form here."""
 
 import os
 import re
@@ -36,7 +36,7 @@ def commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    """A checkout with data of its own: the 'something' sets are 174 classes of which the videos hold two."""
+    """A checkout with its own data. The 'something' sets have 174 classes, but videos of only two."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("ops", "models", "engine", "data", "scripts", "figs", "logs", "benchmarks", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("toy_something", "__pycache__"))
@@ -76,7 +76,7 @@ def workplace(tmp_path_factory):
 
 
 def write_clip(file: Path) -> None:
-    """A second of grey noise."""
+    """One second of grey noise."""
     with av.open(str(file), "w") as container:
         stream = container.add_stream("mpeg4", rate=12)
         stream.width = stream.height = 64
@@ -86,7 +86,7 @@ def write_clip(file: Path) -> None:
 
 
 def write_slurm_stubs(folder: Path) -> None:
-    """The three commands of Slurm that a job needs, on one machine: srun starts one process for each node."""
+    """Stand-ins for the three Slurm commands that a job needs. srun starts the processes of all nodes here."""
     nodes = 'export SLURM_JOB_ID=7 SLURM_JOB_NUM_NODES="$2" SLURM_JOB_NODELIST=localhost SLURM_SUBMIT_DIR="$PWD"'
     stubs = {
         "sbatch": f'[ "$1" = --nodes ] || exit 9\n{nodes}\nshift 2\nexec bash "$@"\n',
@@ -99,7 +99,7 @@ def write_slurm_stubs(folder: Path) -> None:
         (folder / name).chmod(0o755)
 
 
-# A training with the published flags and these added is one of seconds.
+# With these flags after the published ones, training takes seconds.
 SHORT = " ".join(quick_flags(epochs=1)) + " --pretrained none"
 SMALL = f"{SHORT} --num_segments 8 --train_resize none --val_resize 48 --val_crop 48 --input_size 48"
 FEW = "--device cpu --workers 0 --input 48"
@@ -118,7 +118,7 @@ PUBLISHED = [command for command in commands() if command not in ELSEWHERE]
 
 def toy_form(command: str) -> str:
     """The command as the test runs it."""
-    if command.startswith("./scripts/train_nodes.sh 2 node1:29500 "):  # both nodes are this machine
+    if command.startswith("./scripts/train_nodes.sh 2 node1:29500 "):  # both nodes run on this machine
         here = command.replace("node1:29500", f"localhost:{free_port()}")
         return f"{here} {SMALL} & first=$!; {here} {SMALL} && wait $first"
     if command == "python -m benchmarks.training":
@@ -158,7 +158,7 @@ def needed_by(command: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def outcome(workplace):
-    """A function that runs a published command's toy form, once, and gives what came of it."""
+    """A function that runs the toy form of a published command once and returns the completed process."""
     (workplace / "bin" / "python").symlink_to(quick_python.executable())
     path = f"{workplace / 'bin'}:{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": ""}
@@ -173,7 +173,7 @@ def outcome(workplace):
 
 @pytest.mark.parametrize("command", PUBLISHED, ids=PUBLISHED)
 def test_published_command(outcome, command):
-    """If the command is run alone, the commands that train or test what it names are run first."""
+    """The commands whose files this one needs run first, also if the test runs alone."""
     for earlier in needed_by(command):
         assert outcome(earlier).returncode == 0, (
             f"{command}\nneeds what an earlier command makes, which failed: {earlier}"
@@ -194,7 +194,7 @@ def test_toy_table_is_what_the_logs_say():
 
 
 def test_published_python(workplace):
-    """Each block in a process of its own, which imports this checkout's packages and no others."""
+    """Each block runs in a process of its own, which imports the packages of the checkout."""
     for code in blocks("python"):
         result = subprocess.run(
             [quick_python.executable(), "-c", code], cwd=workplace, text=True, capture_output=True, timeout=120
@@ -203,7 +203,7 @@ def test_published_python(workplace):
 
 
 def test_quickstart(workplace):
-    """The script on four videos and short recipes, set-up left out: it trains, tests, prints, and then skips."""
+    """Without set-up, on four videos, with short recipes: it trains, tests and prints; a second call only prints."""
     for model in ("rsanet_tiny", "tsn_tiny"):
         recipe = workplace / "models" / "recipes" / f"{model}.yaml"
         content = yaml.safe_load(recipe.read_text())

@@ -22,9 +22,10 @@ def make_dataset(folder: Path, per_class: int = 4, names: list[str] = NAMES) -> 
 
 
 def run(*command: object, cwd: Path, processes: int = 1, fresh: bool = False) -> subprocess.CompletedProcess:
-    """A program of the repository's root in ``cwd``, under torchrun if ``processes`` > 1; output in one stream.
+    """Run a program of the repository's root in ``cwd``, under torchrun if ``processes`` > 1; output in one stream.
 
-    ``fresh`` takes a Python that has imported nothing yet, as a user does, which costs seconds for each process.
+    ``fresh`` starts a real Python process, as a user does. Its imports take seconds, so a copy of a process that has
+    made them is the default (``quick_python``).
     """
     python = sys.executable if fresh else quick_python.executable()
     words = [python, "-W", "ignore"]
@@ -42,7 +43,7 @@ def run(*command: object, cwd: Path, processes: int = 1, fresh: bool = False) ->
 
 
 def run_inside(*command: object, cwd: Path) -> subprocess.CompletedProcess:
-    """The same in this process, for what does not need a process of its own; a test can patch what it runs."""
+    """The same in this process, whose modules a test can patch. It is the fastest way."""
     words, output, former = [str(word) for word in command], io.StringIO(), (sys.argv, os.getcwd())
     code: object = 0
     try:
@@ -55,14 +56,14 @@ def run_inside(*command: object, cwd: Path) -> subprocess.CompletedProcess:
     finally:
         sys.argv = former[0]
         os.chdir(former[1])
-    if isinstance(code, str):  # what the interpreter does with sys.exit("message")
+    if isinstance(code, str):  # as the interpreter handles sys.exit("message")
         output.write(code + "\n")
         code = 1
     return subprocess.CompletedProcess(words, code, output.getvalue())
 
 
 def quick_flags(**changes: object) -> list[str]:
-    """Recipe flags for a run of seconds."""
+    """Recipe flags with which a run takes seconds."""
     flags = {"epochs": 2, "global_batch_size": 4, "lr": 0.05, "workers": 0, "num_segments": 4, "device": "cpu"}
     flags |= changes
     return [word for key, value in flags.items() for word in (f"--{key}", str(value))]
