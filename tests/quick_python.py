@@ -16,6 +16,7 @@ import gc
 import importlib
 import json
 import os
+import random
 import runpy
 import select
 import signal
@@ -28,6 +29,8 @@ import warnings
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+
+import numpy as np
 
 # The parts of the packages that the programs use and that take long to import. None of them looks for a GPU.
 PRELOADED = ("av", "fvcore.nn", "matplotlib.pyplot", "tensorboardX", "torch.distributed.run", "torchvision", "yaml")
@@ -129,6 +132,7 @@ def keep(client: socket.socket) -> tuple[list[str], str, dict[str, str]]:
 def become(words: list[str], folder: str, environment: dict[str, str]) -> None:
     """Run what the command ``words`` runs in ``folder``, in this process."""
     sys.executable = words.pop(0)
+    random.seed(), np.random.seed()  # two programs must not draw the same numbers by chance
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)

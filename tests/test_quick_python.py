@@ -63,3 +63,9 @@ def test_signals_reach_the_program_and_its_end_follows_the_client():
         client.send_signal(number)
         assert client.wait(timeout=10) == status
         wait_until_gone(program)
+
+
+def test_two_programs_draw_different_numbers():
+    code = "import random, numpy; print(random.random(), numpy.random.rand())"
+    drawn = [subprocess.check_output([quick_python.executable(), "-c", code], text=True).split() for _ in range(2)]
+    assert len({number for numbers in drawn for number in numbers}) == 4
