@@ -91,6 +91,7 @@ def parse_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     precision = Precision(args.precision, distributed.init(args.device))
+    precision.apply()
     log.setup(enabled=distributed.is_main())
     dataset, videos = None, []
     if args.video is None:

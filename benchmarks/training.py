@@ -8,7 +8,6 @@ is of two steps, beyond the network itself: on a CPU of a process for each setti
 import argparse
 import json
 import warnings
-from functools import partial
 
 import torch
 
@@ -65,7 +64,9 @@ class Trainer:
 
     def __call__(self) -> None:
         """One step."""
+        # One process holds the trainers of all settings, and these are switches of the process.
         torch.backends.cudnn.benchmark = self.recipe.cudnn_benchmark
+        self.precision.apply()
         train_step(self.model, self.batches, self.optimizer, self.plan, self.precision, clip_gradient=100.0)
         if self.ema is not None:
             self.ema.update_parameters(self.model)
@@ -73,13 +74,7 @@ class Trainer:
 
 def step_times(model: str, settings: dict[str, dict], args: argparse.Namespace) -> dict[str, float]:
     """The median time of each setting's steps."""
-
-    def step(trainer: Trainer) -> None:
-        if args.device == "cuda":  # one process holds all settings here, and tf32 is a switch of the process
-            Precision(trainer.recipe.precision, trainer.device)
-        trainer()
-
-    trainers = {name: partial(step, Trainer(model, values, args)) for name, values in settings.items()}
+    trainers = {name: Trainer(model, values, args) for name, values in settings.items()}
     return medians(trainers, args.steps, args.device)
 
 

@@ -52,6 +52,7 @@ def prepare(args: argparse.Namespace, start: Start, device: torch.device) -> Run
     dataset, said = choose_dataset(args, start)
     recipe, plan, batch_line = make_recipe(args, dataset, start)
     precision = Precision(recipe.precision, device)
+    precision.apply()
     train_loader, val_set = training_data(dataset, recipe, plan, device)
     train_set = train_loader.dataset
     settings = {

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from engine import config, distributed
+from engine import distributed
 from engine.config import ConfigError
+from engine.flags import parse_arguments
 from engine.network import channels_last
 from engine.precision import Precision
 from models import build_model, list_models
@@ -95,11 +96,13 @@ def rows(name: str, kind: str, device: torch.device):
     compute, compare = (gradients, compare_gradients) if kind == "gradients" else (logits, compare_logits)
     precision = "fp32" if kind == "gradients" else kind
     expected = compute(copy.deepcopy(model), clips, Precision("fp32", torch.device("cpu")))
+    on_device = Precision(precision, device)
+    on_device.apply()
     for path in paths(model, device):
         other = copy.deepcopy(model).to(device)
         channels_last(other)
         set_rsa_backend(other, path)
-        yield path, *compare(compute(other, clips, Precision(precision, device)), expected)
+        yield path, *compare(compute(other, clips, on_device), expected)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -126,7 +129,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("models", nargs="*", metavar="MODEL", help="default: all")
     parser.add_argument("--kind", default="fp32", choices=list(TOLERANCE), help="logits in fp32 or bf16, or gradients")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU where there is one")
-    args = config.parse_arguments(parser)
+    args = parse_arguments(parser)
     check_models(parser, args.models)
     return args
 

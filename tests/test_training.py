@@ -122,6 +122,30 @@ def test_precisions_that_a_device_lacks():
         Precision("tf32", CPU)
 
 
+@pytest.fixture
+def tf32_switches():
+    """The two switches of PyTorch, put back afterwards."""
+    switches = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [switch.allow_tf32 for switch in switches]
+    yield switches
+    for switch, value in zip(switches, before, strict=True):
+        switch.allow_tf32 = value
+
+
+@pytest.mark.parametrize("name", ["fp32", "tf32", "bf16", "auto"])
+def test_only_apply_switches_the_process(monkeypatch, tf32_switches, name):
+    """On a GPU since Ampere, which is pretended here. A CPU's precision switches nothing."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    for before in (False, True):
+        for switch in tf32_switches:
+            switch.allow_tf32 = before
+        Precision("fp32", CPU).apply()
+        precision = Precision(name, torch.device("cuda", 0))
+        assert [switch.allow_tf32 for switch in tf32_switches] == [before, before]
+        precision.apply()
+        assert [switch.allow_tf32 for switch in tf32_switches] == [name != "fp32"] * 2
+
+
 def training_state(**recipe) -> TrainingState:
     recipe = load_recipe("tsm_tiny", "toy_something", num_segments=4, **recipe)
     model = build_for_training("tsm_tiny", 5, recipe, CPU, with_weights=False)
