@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data import DataError, list_datasets
 from engine import checkpoint, config, distributed, flags, log
+from engine.checkpoint import Saver
 from engine.config import ConfigError, Recipe
 from engine.evaluate import evaluate
 from engine.interrupt import Stopped, StopRequest
@@ -18,7 +19,6 @@ from engine.optim import set_learning_rate
 from engine.prepare import Run, prepare, to_yaml
 from engine.resume import find_start
 from engine.run_folder import locked, log_file, run_folder
-from engine.saver import Saver
 from engine.schedule import is_validated, learning_rate
 from engine.train import train_one_epoch
 from models import WeightsError, list_models

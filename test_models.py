@@ -16,7 +16,6 @@ from engine.config import ConfigError
 from engine.evaluate import check_finite, evaluate, score
 from engine.flags import parse_arguments
 from engine.loading import check_list
-from engine.metrics import accuracy, shown
 from engine.precision import Precision
 from engine.testing import (
     GEOMETRY,
@@ -30,6 +29,7 @@ from engine.testing import (
     protocol_line,
 )
 from models import WeightsError, list_models
+from reports.accuracy import accuracy, shown
 
 
 def parse_args() -> argparse.Namespace:

@@ -15,13 +15,13 @@ from torch.utils.data import DataLoader
 from data import DatasetConfig, EvalDataset, load_dataset_config
 from data.labels import describe_flip
 from data.video_list import fingerprint
+from reports.accuracy import describe_top5
 
 from . import config, distributed, flags
 from .batch import BatchPlan, plan_batch
 from .config import ConfigError, Recipe
 from .loading import check_clips, check_lists, describe_workers, training_data
 from .log import info
-from .metrics import describe_top5
 from .network import build_for_training
 from .optim import build_optimizer
 from .precision import Precision

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from data import toy
-from engine.log import read_log
+from engine.log_lines import read_log
 
 MODELS = {  # colours of the Okabe-Ito palette, which colour-blind readers can tell apart
     "rsanet_tiny": ("RSANet", "#D55E00"),

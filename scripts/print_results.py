@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from engine.metrics import accuracy, shown
-from engine.reports import ScoresError, read_scores
+from reports.accuracy import accuracy, shown
+from reports.scores import ScoresError, read_scores
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from engine.log import read_log
+from engine.log_lines import read_log
 
 COLUMNS = {
     "epoch": "5.0f",

@@ -14,20 +14,18 @@ from pathlib import Path
 from data import DataError, load_dataset_config
 from engine.config import ConfigError
 from engine.flags import parse_arguments
-from engine.metrics import accuracy, shown
-from engine.reports import (
+from reports.accuracy import accuracy, shown
+from reports.pictures import draw_calibration, draw_confusion
+from reports.scores import Scores, ScoresError, read_scores
+from reports.statistics import (
     ClassResult,
-    Scores,
-    ScoresError,
     action_accuracy,
     calibration,
     class_results,
     compare,
     confused_pairs,
     confusion_matrix,
-    read_scores,
 )
-from scripts.report_pictures import draw_calibration, draw_confusion
 
 
 def parse_args() -> argparse.Namespace:

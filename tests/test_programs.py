@@ -11,7 +11,7 @@ from toy_run import make_dataset, quick_flags, run, run_inside
 
 from data import EvalDataset, TrainDataset, load_dataset_config, read_list
 from data.transforms import normalise
-from engine.log import read_log
+from engine.log_lines import read_log
 from models import build_model, load_weights
 
 # Of two classes every video has its own among the first five.
@@ -68,37 +68,6 @@ def test_log_lines_have_the_published_form(trained):
     rows = read_log(folder / "logs" / "first.log")
     assert [row["epoch"] for row in rows] == [0, 1]
     assert {"lr", "loss", "top1", "top5", "val_top1", "val_top5", "val_loss", "class_accuracy"} <= set(rows[1])
-
-
-def test_published_logs_are_read(tmp_path):
-    stamp = "2021-05-22 17:20:40 "
-    file = tmp_path / "RSA.log"
-    file.write_text(
-        f"{stamp}[05/22 17:20:39][INFO] main.py: 634: Epoch: [0][0/1345], lr: 0.00402\tTime 86.916 (86.916)\t"
-        "Data 44.188 (44.188)\tLoss 5.3249 (5.3249)\tPrec@1 0.000 (0.000)\tPrec@5 3.125 (3.125)\t"
-        "Speed 1.498 V/s (1.4979) V/s\n"
-        f"{stamp}clipping gradient: 123.4 with coef 0.8\n"
-        f"{stamp}[05/22 18:15:00][INFO] main.py: 634: Epoch: [0][1340/1345], lr: 0.00402\tTime 1.5 (2.4)\t"
-        "Data 0.008 (0.1)\tLoss 4.8 (4.9590)\tPrec@1 4.688 (3.500)\tPrec@5 9.375 (11.250)\tSpeed 43.1 V/s (43.2) V/s\n"
-        f"{stamp}[05/22 18:15:09][INFO] main.py: 713: Val: [0/181]\tTime 23.554 (23.5539)\tLoss 4.6837 (4.6837)\t"
-        "Prec@1 6.250 (6.250)\tPrec@5 20.312 (20.312)\n"
-        f"{stamp}[05/22 18:21:56][INFO] main.py: 731: Validation Results: Prec@1 3.594 Prec@5 13.906 Loss 4.90083 "
-        "Time 2.3852 Speed 207.5014 V/s\n"
-        f"{stamp}[05/22 18:21:56][INFO] main.py: 741: Class Accuracy 3.22%\n"
-    )
-    assert read_log(file) == [
-        {
-            "epoch": 0,
-            "lr": 0.00402,
-            "loss": 4.959,
-            "top1": 3.5,
-            "top5": 11.25,
-            "val_top1": 3.594,
-            "val_top5": 13.906,
-            "val_loss": 4.90083,
-            "class_accuracy": 3.22,
-        }
-    ]
 
 
 def results(output: str) -> list[str]:
@@ -358,3 +327,11 @@ def test_test_errors(trained, tmp_path):
     for data, flags, message in cases:
         result = run_inside("test_models.py", data, "--device", "cpu", "--workers", 0, *flags, cwd=tmp_path)
         assert result.returncode == 1 and message in result.stdout and "Traceback" not in result.stdout, result.stdout
+
+
+def test_devices_are_compared_from_the_command_line(tmp_path):
+    """tests/test_check_gpu.py has the rest."""
+    result = run_inside("scripts/compare_devices.py", "tsn_tiny", "--device", "cpu", cwd=tmp_path)
+    assert result.returncode == 0 and "agrees: largest difference" in result.stdout, result.stdout
+    result = run_inside("scripts/compare_devices.py", "--devise", "cpu", cwd=tmp_path)
+    assert result.returncode == 2 and "unknown argument '--devise'; did you mean --device?" in result.stdout

@@ -8,7 +8,7 @@ import pytest
 from score_files import error_line, random_arrays, report, write
 from toy_run import ROOT
 
-from engine.reports import ScoresError, read_scores
+from reports.scores import ScoresError, read_scores
 
 
 def but(name: str, index: object, value: object) -> dict:

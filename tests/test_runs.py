@@ -15,9 +15,9 @@ from kill_and_resume import start, wait_for
 from toy_run import make_dataset, quick_flags, run, run_inside
 
 from engine.config import ConfigError, Range, coerce, load_recipe
-from engine.log import read_log
-from engine.metrics import accuracy
+from engine.log_lines import read_log
 from engine.run_folder import locked, run_folder
+from reports.accuracy import accuracy
 from scripts.steps import kill_all
 
 BEST = "resnet_rgb_model_best.pth.tar"
