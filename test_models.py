@@ -5,7 +5,6 @@ import csv
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from data import DataError, DatasetConfig, load_dataset_config, read_list
@@ -13,23 +12,23 @@ from data.one_video import open_video
 from data.sampling import AS_IT_IS, FrameOrder
 from engine import config, distributed, log
 from engine.config import ConfigError
-from engine.evaluate import check_finite, evaluate, score
+from engine.evaluate import check_finite, score
 from engine.flags import parse_arguments
 from engine.loading import check_list
 from engine.precision import Precision
 from engine.testing import (
-    GEOMETRY,
     PROTOCOLS,
     Member,
-    Views,
     average,
-    build_member,
-    choose_views,
+    build_members,
     make_test_set,
+    order_table,
     protocol_line,
+    score_list,
 )
 from models import WeightsError, list_models
-from reports.accuracy import accuracy, shown
+from reports.accuracy import accuracy, highest, shown
+from reports.scores import ScoresError, check_writable, write_scores
 
 
 def parse_args() -> argparse.Namespace:
@@ -95,58 +94,25 @@ def main(args: argparse.Namespace) -> None:
     log.setup(enabled=distributed.is_main())
     dataset, videos = None, []
     if args.video is None:
-        with distributed.main_process_first():  # it alone draws the toy set
+        with distributed.main_process_first():  # rank 0 draws the toy set and checks the list
             dataset = load_dataset_config(args.dataset, root=args.root, val_list=args.list, image_tmpl=args.image_tmpl)
             videos = read_list(dataset.val_list, dataset.num_classes)
             if distributed.is_main():
                 check_list(dataset, videos, dataset.val_list, args.allow_two_labels)
                 if args.scores:
-                    check_writable(Path(args.scores))
-    with distributed.main_process_first():  # it alone says what does not fit
-        members, views = build_members(args, dataset)
-        weights = member_weights(args, len(members))
+                    check_writable(args.scores)
+    with distributed.main_process_first():  # if something does not fit, only rank 0 says so
+        members = build_members(args, dataset)
     if dataset is None:
-        name_the_action(args, members, views, weights, precision)
+        name_the_action(args, members, precision)
         return
-
     orders = [frame_order(args)]
     if args.order_table:
         middle = FrameOrder("repeat", (members[0].recipe.num_segments + 1) // 2)
         orders = [AS_IT_IS, FrameOrder("reverse"), FrameOrder("shuffle"), middle]
-    rows = [(order, test(args, dataset, videos, members, views, weights, precision, order)) for order in orders]
+    rows = [(order, test(args, dataset, videos, members, precision, order)) for order in orders]
     if args.order_table:
-        print_order_table(rows)
-
-
-def build_members(args: argparse.Namespace, dataset: DatasetConfig | None) -> tuple[list[Member], list[Views]]:
-    """The networks of ``--weights`` and the views of each; one model, frame count or protocol stands for all."""
-    weights, columns = args.weights, []
-    for flag in ("model", "num_segments", "protocol"):
-        given = getattr(args, flag)
-        values = given.split(",") if given else [None]
-        if len(values) not in (1, len(weights)):
-            raise ConfigError(f"--{flag} {given} is {len(values)}, --weights are {len(weights)}; give one or as many")
-        columns.append(values * len(weights) if len(values) == 1 else values)
-    members, views = [], []
-    for file, name, frames, protocol in zip(weights, *columns, strict=True):
-        member = build_member(file, name, frames, dataset)
-        geometry = {key: getattr(args, key) for key in GEOMETRY}
-        members.append(member)
-        views.append(choose_views(member.recipe, protocol, **geometry))
-    return members, views
-
-
-def member_weights(args: argparse.Namespace, count: int) -> list[float]:
-    """The weight of each member in the average."""
-    if args.member_weights is None:
-        return [1.0] * count
-    try:
-        weights = [float(text) for text in args.member_weights.split(",")]
-    except ValueError:
-        weights = []
-    if len(weights) != count or min(weights) < 0 or not 0 < sum(weights) < float("inf"):
-        raise ConfigError(f"--member_weights {args.member_weights} must be {count} numbers, such as 2,1 for two")
-    return weights
+        log.info(order_table(rows))
 
 
 def frame_order(args: argparse.Namespace) -> FrameOrder:
@@ -163,83 +129,42 @@ def test(
     dataset: DatasetConfig,
     videos: list,
     members: list[Member],
-    views: list[Views],
-    weights: list[float],
     precision: Precision,
     order: FrameOrder,
 ) -> dict[str, float]:
-    """Scores of every video, the line that states them with their protocol, and the file of ``--scores``."""
-    scores, left_out = [], {}
-    for member, geometry in zip(members, views, strict=True):
-        test_set = make_test_set(member, geometry, videos, dataset.root, dataset.image_tmpl, order)
-        log.info(f"{member.weights}: {member.model.arch}, {geometry}, {len(videos)} videos{order.suffix}")
-        workers = member.recipe.workers if args.workers is None else config.coerce("workers", args.workers)
-        model = member.model.to(precision.device)
-        loading = {"batch_size": args.batch_size, "workers": workers, "print_every": member.recipe.print_every}
-        skip_bad = args.on_bad_video == "skip"
-        part, _, bad = evaluate(model, test_set, precision, **loading, name=member.weights, skip_bad=skip_bad)
-        scores.append(part)
-        left_out |= bad
-    kept = [i for i in range(len(videos)) if i not in left_out]
-    scores = [part[kept] for part in scores]
-    whole = average(scores, weights, args.average)
-    labels = np.array([videos[i].label for i in kept])
-    result = accuracy(whole, labels)
-    names = ", ".join(f"{member.model.arch} ({geometry})" for member, geometry in zip(members, views, strict=True))
-    protocol = protocol_line(members, views) + order.suffix
-    how = f", mean {args.average} weighted {args.member_weights or 'equally'}" if len(members) > 1 else ""
-    missing = f", WITHOUT {len(left_out)} bad videos, listed above" if left_out else ""
+    """Score every video, log the accuracy with the protocol, and write the file of ``--scores``."""
+    scores, left_out = score_list(args, dataset, videos, members, precision, order)
+    result = accuracy(scores.scores, scores.labels)
     for i, reason in sorted(left_out.items()):
         log.info(f"left out: {videos[i].path}: {reason}")
+    missing = f", WITHOUT {len(left_out)} bad videos, listed above" if left_out else ""
     log.info(
-        f"{dataset.name}, {len(kept)} videos{missing}, {names}{how}: {protocol}, Top-1 {result['top1']:.2f}, "
+        f"{dataset.name}, {len(scores.paths)} videos{missing}, {scores.protocol}, Top-1 {result['top1']:.2f}, "
         f"Top-5 {shown(result['top5'])}, mean class {result['class_accuracy']:.2f}"
     )
     if args.scores and distributed.is_main():
-        content = {
-            "scores": whole,
-            "labels": labels,
-            "paths": np.array([videos[i].path for i in kept]),
-            "members": np.stack(scores),
-            "member_names": np.array([f"{m.model.arch} {m.recipe.num_segments} {m.weights}" for m in members]),
-            "average": np.array(args.average),
-            "protocol": np.array(f"{names}{how}: {protocol}"),
-        }
-        if members[0].categories:
-            content["categories"] = np.array(members[0].categories)
         path = order.file_name(args.scores) if args.order_table else Path(args.scores)
-        write_scores(path, content)
+        write_scores(path, scores)
         log.info(f"scores in {path}")
     return result
 
 
-def print_order_table(rows: list[tuple[FrameOrder, dict[str, float]]]) -> None:
-    """How much of the accuracy is lost without the order of frames."""
-    whole = rows[0][1]["top1"]
-    log.info("frames                 Top-1   Top-5   of Top-1 lost")
-    for order, result in rows:
-        lost = f"{100 * (1 - result['top1'] / whole):.1f} %" if whole else "-"
-        log.info(f"{order!s:<20} {result['top1']:7.2f} {shown(result['top5'], '-'):>7}   {lost:>13}")
-
-
-def name_the_action(
-    args: argparse.Namespace, members: list[Member], views: list[Views], weights: list[float], precision: Precision
-) -> None:
+def name_the_action(args: argparse.Namespace, members: list[Member], precision: Precision) -> None:
     """Print the five most probable classes of ``--video``."""
     video = open_video(args.video)
     for note in video.notes:
         log.info(note)
     scores = []
-    for member, geometry in zip(members, views, strict=True):
+    for member in members:
+        views = member.views
         if member.recipe.modality == "Flow":
-            raise ConfigError(f"{member.weights}: sees optical flow, which a video does not hold; use an RGB network")
-        short_side = min(video.size)
-        if geometry.resize is None and short_side >= 2 * geometry.crop:
+            raise ConfigError(f"{member.file}: sees optical flow, which a video does not hold; use an RGB network")
+        if views.resize is None and min(video.size) >= 2 * views.crop:
             raise ConfigError(
                 f"--video {args.video}: its frames are {video.size[0]}x{video.size[1]}, and without a resize "
-                f"{member.weights} would see a crop of {geometry.crop} only; add --resize {geometry.crop}"
+                f"{member.file} would see a crop of {views.crop} only; add --resize {views.crop}"
             )
-        dataset = make_test_set(member, geometry, [], "", "{:05d}.jpg", frame_order(args))
+        dataset = make_test_set(member, [], "", "{:05d}.jpg", frame_order(args))
         try:
             clips = dataset.views(video.num_frames, partial(dataset.modality.read_from, video.read, video.num_frames))
         except DataError:
@@ -248,15 +173,15 @@ def name_the_action(
             raise ConfigError(f"--video {args.video}: {error}") from None
         model = member.model.to(precision.device)
         scores.append(score(model, clips[None].to(precision.device), dataset, args.batch_size, precision))
-        check_finite(scores[-1], [args.video], member.weights)
-    mean = torch.from_numpy(average(scores, weights, args.average))[0]
-    probabilities = mean if args.average == "softmax" else mean.softmax(0)
-    names = members[0].categories or [f"class {k}" for k in range(len(mean))]
-    seen = "; ".join(dict.fromkeys(f"{geometry}, input {geometry.input}" for geometry in views))
+        check_finite(scores[-1], [args.video], member.file)
+    mean = torch.from_numpy(average(scores, [member.share for member in members], args.average))  # (1, K)
+    probabilities = (mean if args.average == "softmax" else mean.softmax(1))[0].tolist()
+    names = members[0].categories or [f"class {k}" for k in range(len(probabilities))]
+    seen = "; ".join(dict.fromkeys(f"{member.views}, input {member.views.input}" for member in members))
     size = f"{video.size[0]}x{video.size[1]}"
-    log.info(f"{args.video}: {video.num_frames} frames, {protocol_line(members, views)} (frames of {size}, {seen})")
-    for probability, label in zip(*(values.tolist() for values in probabilities.topk(min(5, len(mean)))), strict=True):
-        log.info(f"{100 * probability:6.2f} %  {names[label]}")
+    log.info(f"{args.video}: {video.num_frames} frames, {protocol_line(members)} (frames of {size}, {seen})")
+    for label in highest(mean, 5)[0].tolist():
+        log.info(f"{100 * probabilities[label]:6.2f} %  {names[label]}")
 
 
 def split_files(value: str) -> list[str]:
@@ -267,30 +192,6 @@ def split_files(value: str) -> list[str]:
     return [value] if Path(value).is_file() else next(csv.reader([value]), [])
 
 
-def check_writable(path: Path) -> None:
-    """Errors: ``ConfigError`` if scores could not be written, before they are computed."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise IsADirectoryError("it is a folder")
-        part.open("wb").close()
-        part.unlink()
-    except OSError as error:
-        raise ConfigError(f"--scores {path}: cannot be written ({error})") from error
-
-
-def write_scores(path: Path, content: dict[str, np.ndarray]) -> None:
-    part = path.with_name(f"{path.name}.part")  # a file that has its name is whole
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:  # a file object, so that numpy does not add an ending of its own
-            np.savez(file, **content)
-        part.rename(path)
-    except OSError as error:
-        raise ConfigError(f"--scores {path}: cannot be written ({error})") from error
-
-
 if __name__ == "__main__":
     arguments = parse_args()
-    distributed.run_program(lambda: main(arguments), (ConfigError, DataError, WeightsError, OSError))
+    distributed.run_program(lambda: main(arguments), (ConfigError, DataError, ScoresError, WeightsError, OSError))
