@@ -23,24 +23,21 @@ def parse_args() -> argparse.Namespace:
         usage="%(prog)s DATASET MODEL --run NAME [more flags]",
         description=__doc__,
         allow_abbrev=False,
-        add_help=False,  # it comes with the recipe's flags
+        add_help=False,  # add_recipe_flags adds it
     )
     parser.add_argument("dataset", help=f"one of {', '.join(list_datasets())}, or the path of a dataset's .yaml")
     parser.add_argument("model", help=f"one of {', '.join(list_models())}")
     parser.add_argument("--run", required=True, metavar="NAME", help="required: names net_runs/NAME/ and logs/NAME.log")
     parser.add_argument("--variant", metavar="NAME", help="a named variant of the model's recipe (default none)")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU if there is one, else the CPU")
-    parser.add_argument(
-        "--resume",
-        metavar="auto|PATH",
-        help="go on from the run's newest checkpoint if it has one, or from a file (default: start a new run)",
-    )
-    paths = parser.add_argument_group("dataset", "each is the dataset's own unless given")
-    paths.add_argument("--root", metavar="FOLDER", help="folder that the paths in the lists count from")
-    paths.add_argument("--train_list", metavar="FILE", help="training videos, one a line: path #frames label")
-    paths.add_argument("--val_list", metavar="FILE", help="validation videos, one a line: path #frames label")
+    resume = "auto: go on from the run's newest checkpoint, if any; PATH: go on from a file (default: a new run)"
+    parser.add_argument("--resume", metavar="auto|PATH", help=resume)
+    paths = parser.add_argument_group("dataset", "the default of each is the dataset's own")
+    paths.add_argument("--root", metavar="FOLDER", help="folder that the paths in the lists are relative to")
+    paths.add_argument("--train_list", metavar="FILE", help="training videos, one per line: path #frames label")
+    paths.add_argument("--val_list", metavar="FILE", help="validation videos, one per line: path #frames label")
     paths.add_argument("--image_tmpl", metavar="NAME", help="file name of a video's frames, such as {:05d}.jpg")
-    paths.add_argument("--allow_overlap", action="store_true", help="train although a video stands in both lists")
+    paths.add_argument("--allow_overlap", action="store_true", help="train although both lists contain the same video")
     paths.add_argument("--allow_two_labels", action="store_true", help="train although a video has two labels")
     flags.add_recipe_flags(parser)
     return flags.parse_arguments(parser)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from data import DataError, DatasetConfig, load_dataset_config, read_list
+from data import DataError, DatasetConfig, Video, load_dataset_config, read_list
 from data.one_video import open_video
 from data.sampling import AS_IT_IS, FrameOrder
 from engine import config, distributed, log
@@ -27,7 +27,7 @@ from engine.testing import (
     score_list,
 )
 from models import WeightsError, list_models
-from reports.accuracy import accuracy, highest, shown
+from reports.accuracy import accuracy, highest, percent_text
 from reports.scores import ScoresError, check_writable, write_scores
 
 
@@ -39,42 +39,48 @@ def parse_args() -> argparse.Namespace:
         required=True,
         action="append",
         metavar="W[,W2]",
-        help="checkpoints; several are averaged; may be given several times, as for a name that holds a comma",
+        help="checkpoints; the scores of several are averaged; repeat the flag for a file name that contains a comma",
     )
-    parser.add_argument("--model", metavar="M[,M2]", help=f"what a file does not say: {', '.join(list_models())}")
-    parser.add_argument("--num_segments", metavar="T[,T2]", help="their frames; our own files say it themselves")
-    views = parser.add_argument_group("views", "what is not given comes from the protocol, or else the model's recipe")
-    views.add_argument("--protocol", metavar="P[,P2]", help=f"as released: {', '.join(PROTOCOLS)}")
+    parser.add_argument("--model", metavar="M[,M2]", help=f"if a file does not say it: {', '.join(list_models())}")
+    parser.add_argument("--num_segments", metavar="T[,T2]", help="number of frames, if a file does not say it")
+    views = parser.add_argument_group("views", "missing values come from the protocol, or else from the recipe")
+    views.add_argument("--protocol", metavar="P[,P2]", help=f"the views of a released test: {', '.join(PROTOCOLS)}")
     views.add_argument("--views", metavar="CROPSxCLIPS", help="1, 3, 5 or 10 crops x 1, 2 or 10 clips")
     views.add_argument("--resize", metavar="S|HxW", help="short side, or height x width, of the whole frame")
-    views.add_argument("--crop", type=int, metavar="C", help="side of the crop cut from that")
-    views.add_argument("--input", type=int, metavar="I", help="side that the network sees")
+    views.add_argument("--crop", type=int, metavar="C", help="side of the crop, which is cut from the resized frame")
+    views.add_argument("--input", type=int, metavar="I", help="side of the network's input")
     views.add_argument("--short_videos", choices=config.CHOICES["test_short_videos"], help="rule for n <= T frames")
     views.add_argument(
         "--mirrored_scores",
         choices=["swap", "keep"],
         default="swap",
-        help="10 crops: in the mirrored ones left and right classes exchange their scores, or keep them as released "
-        "(default: swap, where class names tell the pairs)",
+        help="with 10 crops: in the mirrored ones, left and right classes swap their scores, or keep them as in the "
+        "released code (default: swap, if the class names tell the pairs)",
     )
     order = parser.add_argument_group("dependence on time")
-    order.add_argument("--shuffle_frames", action="store_true", help="each clip's frames in a random order")
-    order.add_argument("--reverse_frames", action="store_true", help="each clip backwards")
-    order.add_argument("--repeat_frame", type=int, metavar="K", help="each clip is its K-th frame (from 1) T times")
-    order.add_argument("--order_table", action="store_true", help="all of these, and what of the accuracy needs order")
+    order.add_argument("--shuffle_frames", action="store_true", help="put the frames of each clip in a random order")
+    order.add_argument("--reverse_frames", action="store_true", help="play each clip backwards")
+    order.add_argument("--repeat_frame", type=int, metavar="K", help="repeat each clip's K-th frame (from 1) T times")
+    order.add_argument("--order_table", action="store_true", help="test in all these orders, and print what each costs")
     ensemble = parser.add_argument_group("ensembles")
     averages = {"choices": ["logits", "softmax"], "default": "logits"}
-    ensemble.add_argument("--average", **averages, help="what is averaged (default: logits, as released)")
-    ensemble.add_argument("--member_weights", metavar="A[,B]", help="of the members in the average (default: equal)")
+    ensemble.add_argument("--average", **averages, help="what is averaged (default: logits, as in the released code)")
+    ensemble.add_argument(
+        "--member_weights", metavar="A[,B]", help="share of each member in the average (default: equal)"
+    )
     parser.add_argument("--video", metavar="FILE|FOLDER", help="instead of a dataset: name the action of one video")
     parser.add_argument("--root", help="instead of the dataset's own")
     parser.add_argument("--list", help="instead of the dataset's val_list")
     parser.add_argument("--image_tmpl", help="instead of the dataset's own")
-    parser.add_argument("--on_bad_video", choices=["stop", "skip"], default="stop", help="skip: leave out, and list")
+    parser.add_argument(
+        "--on_bad_video", choices=["stop", "skip"], default="stop", help="skip: leave such videos out and list them"
+    )
     parser.add_argument("--allow_two_labels", action="store_true", help="test although a video has two labels")
-    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU where there is one")
-    parser.add_argument("--batch_size", type=int, default=16, help="most clips in one forward pass (default 16)")
-    parser.add_argument("--workers", type=int, help="loading processes")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU if there is one")
+    parser.add_argument(
+        "--batch_size", type=int, default=16, help="largest number of clips in one forward pass (default 16)"
+    )
+    parser.add_argument("--workers", type=int, help="number of loading processes")
     parser.add_argument("--precision", default="fp32", choices=config.CHOICES["precision"], help="default: fp32")
     parser.add_argument("--scores", metavar="out.npz", help="write scores, labels and paths here")
     args = parse_arguments(parser)
@@ -127,7 +133,7 @@ def frame_order(args: argparse.Namespace) -> FrameOrder:
 def test(
     args: argparse.Namespace,
     dataset: DatasetConfig,
-    videos: list,
+    videos: list[Video],
     members: list[Member],
     precision: Precision,
     order: FrameOrder,
@@ -140,7 +146,7 @@ def test(
     missing = f", WITHOUT {len(left_out)} bad videos, listed above" if left_out else ""
     log.info(
         f"{dataset.name}, {len(scores.paths)} videos{missing}, {scores.protocol}, Top-1 {result['top1']:.2f}, "
-        f"Top-5 {shown(result['top5'])}, mean class {result['class_accuracy']:.2f}"
+        f"Top-5 {percent_text(result['top5'])}, mean class {result['class_accuracy']:.2f}"
     )
     if args.scores and distributed.is_main():
         path = order.file_name(args.scores) if args.order_table else Path(args.scores)

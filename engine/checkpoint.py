@@ -5,6 +5,7 @@ import re
 import shutil
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -39,15 +40,17 @@ class Saver:
         self.last_time, self.last_place = time.monotonic(), place
 
     def after_step(self, state: TrainingState, stop_now: bool) -> None:
-        """Save if ``save_every`` says so. If the run was asked to stop, save and stop it.
-
-        Errors: ``Stopped``, after saving.
-        """
-        if stop_now or self._is_due(state.step):
-            self.save(state)
+        """Save if ``save_every`` says so. Errors: those of ``stop``, if the run was asked to stop."""
         if stop_now:
-            info(f"stopped, {state}; go on with --resume auto")
-            raise Stopped
+            self.stop(state)
+        if self._is_due(state.step):
+            self.save(state)
+
+    def stop(self, state: TrainingState) -> NoReturn:
+        """Save and end the run. Errors: ``Stopped``, after saving."""
+        self.save(state)
+        info(f"stopped, {state}; go on with --resume auto")
+        raise Stopped
 
     def _is_due(self, step: int) -> bool:
         """Whether to save within an epoch: after so many steps, or so many minutes (``"20m"``) after the last save."""

@@ -100,7 +100,7 @@ def all_sum(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def share_buffers(model: nn.Module) -> None:
+def broadcast_buffers(model: nn.Module) -> None:
     """Broadcast the BN statistics of rank 0, which the checkpoint holds.
 
     DistributedDataParallel broadcasts them before each training step, but after a step each process has its own.
@@ -165,7 +165,9 @@ def _expected(error: Exception) -> str | None:
         return f"a forward pass of one clip leaves a batch norm (SDA's) one value for each channel; {remedy}"
     lost = "Connection closed by peer", "Connection reset by peer", "Socket closed", "Timed out waiting"
     if world_size() > 1 and (isinstance(error, dist.DistError) or any(words in text for words in lost)):
-        return f"rank {rank()} lost another rank of this run ({one_line(text)}); what that one says is the reason"
+        return (
+            f"rank {rank()} lost another rank of this run ({one_line(text)}); the message of that rank gives the reason"
+        )
     return None
 
 

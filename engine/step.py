@@ -59,7 +59,7 @@ def train_step(
     # DistributedDataParallel averages the gradients of the processes, so each loss is multiplied by their number.
     scale = plan.processes / plan.global_batch
     for i, (clips, labels) in enumerate(batches, start=1):
-        kept = None if len(labels) else buffers(model)
+        kept = None if len(labels) else copy_buffers(model)
         more = i < plan.accumulation and isinstance(model, DistributedDataParallel)
         with model.no_sync() if more else nullcontext():
             with precision.autocast():
@@ -68,7 +68,7 @@ def train_step(
             loss = nn.functional.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none")
             precision.scaler.scale(loss.sum() * scale).backward()
         if kept is not None:
-            put_back(model, kept)
+            restore_buffers(model, kept)
         losses.append(loss.detach())
         correct = correct + count_correct(logits.detach(), labels)
         clips_done += len(labels)
@@ -91,11 +91,11 @@ def train_step(
     return Step(*sums, finite=not failed, stop=stop > 0, norm=float(local[3]), unread=int(unread), bad=bad)
 
 
-def buffers(model: nn.Module) -> list[Tensor]:
-    """A copy of the BN statistics, which a forward pass changes."""
+def copy_buffers(model: nn.Module) -> list[Tensor]:
+    """Copies of the BN statistics, which a forward pass changes."""
     return [buffer.clone() for buffer in model.buffers()]
 
 
-def put_back(model: nn.Module, kept: list[Tensor]) -> None:
+def restore_buffers(model: nn.Module, kept: list[Tensor]) -> None:
     for buffer, value in zip(model.buffers(), kept, strict=True):
         buffer.copy_(value)

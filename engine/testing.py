@@ -14,7 +14,7 @@ from data.transforms import MIRRORED
 from models import load_weights
 from models.resnet import VideoResNet
 from models.weights import read_checkpoint
-from reports.accuracy import shown
+from reports.accuracy import percent_text
 from reports.scores import Scores
 
 from . import config
@@ -260,5 +260,5 @@ def order_table(rows: list[tuple[FrameOrder, dict[str, float]]]) -> str:
     lines = ["frames                 Top-1   Top-5   of Top-1 lost"]
     for order, result in rows:
         lost = f"{100 * (1 - result['top1'] / whole):.1f} %" if whole else "-"
-        lines.append(f"{order!s:<20} {result['top1']:7.2f} {shown(result['top5'], '-'):>7}   {lost:>13}")
+        lines.append(f"{order!s:<20} {result['top1']:7.2f} {percent_text(result['top5'], '-'):>7}   {lost:>13}")
     return "\n".join(lines)

@@ -20,7 +20,7 @@ from .loading import advise_on_waiting
 from .log import info, progress
 from .log_lines import Meter, training_line
 from .state import TrainingState
-from .step import Step, buffers, put_back, train_step
+from .step import Step, copy_buffers, restore_buffers, train_step
 
 MOST_UNREAD = 0.01  # of a list, in an epoch
 WAITING_IS_MUCH = 0.2  # of an epoch's time
@@ -51,7 +51,7 @@ def train_one_epoch(
     start = time.perf_counter()
     for i in range(state.step, sampler.steps):
         torch.manual_seed(step_seed(recipe.seed, epoch, i, distributed.rank()))
-        kept = buffers(state.model) if state.skipped < recipe.skip_nonfinite else None
+        kept = copy_buffers(state.model) if state.skipped < recipe.skip_nonfinite else None
         step = train_step(
             net,
             feed.take(sampler.plan.accumulation),
@@ -177,7 +177,7 @@ def _undo_or_stop(
         more = f" after {state.skipped} steps left out" if state.skipped else ""
         remedy = "lower --lr, look at these videos, or leave such steps out with --skip_nonfinite N"
         distributed.fail_together(ConfigError(f"{what}{more}; {remedy}"))
-    put_back(state.model, kept)
+    restore_buffers(state.model, kept)
     state.skipped += 1
     info(f"{what}: step left out, {state.skipped} of at most {recipe.skip_nonfinite}")
 
@@ -186,7 +186,7 @@ def validate(
     dataset: EvalDataset, state: TrainingState, recipe: Recipe, batch_size: int, stop: StopRequest, saver: Saver
 ) -> dict[str, float]:
     """``loss top1 top5 class_accuracy`` of the present weights. Errors: those of ``evaluate``."""
-    distributed.share_buffers(state.tested)
+    distributed.broadcast_buffers(state.tested)
     try:
         _, result, left_out = evaluate(
             state.tested,
@@ -201,7 +201,7 @@ def validate(
             skip_bad=recipe.on_bad_video == "skip",
         )
     except Stopped:
-        saver.after_step(state, stop_now=True)
+        saver.stop(state)
     if left_out:
         counted = f"{len(left_out)} of {len(dataset)} videos"
         info(f"epoch {state.epoch}: validation WITHOUT {counted}: {first_few(list(left_out.values()))}")

@@ -54,6 +54,6 @@ def describe_top5(num_classes: int) -> str:
     return f"Prec@5 is not defined for {num_classes} classes and stands as nan" if num_classes <= TOP5 else ""
 
 
-def shown(percent: float, undefined: str = "not defined") -> str:
+def percent_text(percent: float, undefined: str = "not defined") -> str:
     """An accuracy for a reader: two decimals, or ``undefined`` instead of NaN."""
     return undefined if math.isnan(percent) else f"{percent:.2f}"
