@@ -40,14 +40,20 @@ class Saver:
         self.last_time, self.last_place = time.monotonic(), place
 
     def after_step(self, state: TrainingState, stop_now: bool) -> None:
-        """Save if ``save_every`` says so. Errors: those of ``stop``, if the run was asked to stop."""
+        """Save if ``save_every`` says so.
+
+        Errors: those of ``stop``, if the run was asked to stop.
+        """
         if stop_now:
             self.stop(state)
         if self._is_due(state.step):
             self.save(state)
 
     def stop(self, state: TrainingState) -> NoReturn:
-        """Save and end the run. Errors: ``Stopped``, after saving."""
+        """Save and end the run.
+
+        Errors: ``Stopped``, after saving.
+        """
         self.save(state)
         info(f"stopped, {state}; go on with --resume auto")
         raise Stopped
@@ -118,14 +124,20 @@ def open_folder(folder: Path) -> None:
 
 
 def read_for_resume(path: Path, arch: str) -> dict:
-    """Read a checkpoint that training can go on from. Errors: ``ConfigError`` or ``WeightsError`` with the reason."""
+    """Read a checkpoint that training can go on from.
+
+    Errors: ``ConfigError`` or ``WeightsError`` with the reason.
+    """
     content = read_checkpoint(path)
     check_for_resume(content, str(path), arch)
     return content
 
 
 def check_for_resume(content: dict, source: str, arch: str) -> None:
-    """Check that training of ``arch`` can go on from ``content``. Errors: ``ConfigError`` with the reason."""
+    """Check that training of ``arch`` can go on from ``content``.
+
+    Errors: ``ConfigError`` with the reason.
+    """
     remedy = "training cannot go on from it; resume from another checkpoint of the run, or start one with --tune_from"
     check_entries(content, RESUMED, source, remedy)
     if content["arch"] != arch:

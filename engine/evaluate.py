@@ -1,4 +1,4 @@
-"""Scores of every video of a list, each exactly once however many processes share the work."""
+"""Scores of every video of a list, each exactly once, however many processes share the work."""
 
 import time
 from dataclasses import dataclass, field
@@ -33,16 +33,17 @@ def evaluate(
     stop: StopRequest | None = None,
     skip_bad: bool = False,
 ) -> tuple[np.ndarray, dict[str, float], dict[int, str]]:
-    """Scores (N, K) float32 in list order, mean logits over views; ``loss top1 top5 class_accuracy``; videos left out.
+    """Score every video of a list.
 
-    The model is on ``precision.device``. ``batch_size`` is the most clips in one forward pass; each view is a clip.
-    ``name`` is what errors call the model: its file, or the epoch. With P processes, each scores every P-th video and
-    all get the whole result; nothing is padded or dropped.
+    Returns the scores (N, K) float32 in list order, which are mean logits over views; the figures ``loss top1 top5
+    class_accuracy``; and the videos left out, as place in the list -> reason. With P processes, each one scores every
+    P-th video, and all get the whole result. No video is repeated or dropped.
 
-    A video that cannot be read stops the test. With ``skip_bad`` it is left out instead: its scores are NaN, it counts
-    in no figure, and the last value maps its place in the list to the reason.
+    The model is on ``precision.device``. ``batch_size`` is the largest number of clips in one forward pass; each view
+    is a clip. ``name`` is what errors call the model: its file, or the epoch. A video that cannot be read stops the
+    test. With ``skip_bad`` it is left out instead: its scores are NaN, and no figure counts it.
 
-    Errors: ``DataError`` if a video cannot be read, with ``skip_bad`` only if none can; ``ConfigError`` if a score is
+    Errors: ``DataError`` if a video cannot be read, or, with ``skip_bad``, if none can; ``ConfigError`` if a score is
     not finite; ``Stopped`` if a process was asked to stop.
     """
     model.eval()

@@ -39,7 +39,10 @@ class _Console(logging.Handler):
 
 
 class _File(logging.FileHandler):
-    """A log file; an error while writing ends the run. Errors: ``ConfigError``."""
+    """A log file; an error while writing ends the run.
+
+    Errors: ``ConfigError``.
+    """
 
     def __init__(self, path: Path):
         super().__init__(path, encoding="utf-8")

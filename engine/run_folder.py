@@ -15,7 +15,10 @@ RUNS, LOGS = Path("net_runs"), Path("logs")
 
 
 def run_folder(name: str) -> Path:
-    """The folder of a run. Errors: ``ConfigError`` if the name leads out of ``net_runs/``."""
+    """The folder of a run.
+
+    Errors: ``ConfigError`` if the name leads out of ``net_runs/``.
+    """
     parts = Path(name).parts
     if not parts or name.startswith("/") or ".." in parts or not name.isprintable():
         raise ConfigError(f"--run {shown(name)}: its files would not lie in {RUNS}/; give a plain name")
@@ -59,7 +62,10 @@ def _make_folders(folder: Path) -> list[Path]:
 
 
 def _open_and_lock(path: Path, folder: Path) -> int:
-    """The file descriptor of the locked file. Errors: ``ConfigError`` if another process holds the lock."""
+    """The file descriptor of the locked file.
+
+    Errors: ``ConfigError`` if another process holds the lock.
+    """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:

@@ -81,7 +81,10 @@ class TrainingState:
         return content
 
     def restore(self, content: dict, source: str) -> None:
-        """Take the state of a checkpoint. Errors: ``ConfigError`` or ``WeightsError`` if it does not fit."""
+        """Take the state of a checkpoint.
+
+        Errors: ``ConfigError`` or ``WeightsError`` if it does not fit.
+        """
         weights = content.get("train_state_dict", content["state_dict"])
         load_weights(self.model, content | {"state_dict": weights}, name=source)
         _restore_optimizer(self.optimizer, content, source)

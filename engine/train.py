@@ -185,7 +185,10 @@ def _undo_or_stop(
 def validate(
     dataset: EvalDataset, state: TrainingState, recipe: Recipe, batch_size: int, stop: StopRequest, saver: Saver
 ) -> dict[str, float]:
-    """``loss top1 top5 class_accuracy`` of the present weights. Errors: those of ``evaluate``."""
+    """``loss top1 top5 class_accuracy`` of the present weights.
+
+    Errors: those of ``evaluate``.
+    """
     distributed.broadcast_buffers(state.tested)
     try:
         _, result, left_out = evaluate(

@@ -65,7 +65,10 @@ def softmax(scores: np.ndarray) -> np.ndarray:
 
 
 def check_writable(path: str | Path) -> None:
-    """Make the folder of a score file before the scores are computed. Errors: ``ScoresError`` if that is impossible."""
+    """Make the folder of a score file before the scores are computed.
+
+    Errors: ``ScoresError`` if that is impossible.
+    """
     path = Path(path)
     part = _part(path)
     try:
@@ -79,7 +82,10 @@ def check_writable(path: str | Path) -> None:
 
 
 def write_scores(path: str | Path, content: Scores) -> None:
-    """Write a score file. The file gets its name when it is complete. Errors: ``ScoresError``."""
+    """Write a score file. The file gets its name when it is complete.
+
+    Errors: ``ScoresError``.
+    """
     path = Path(path)
     values = {name: getattr(content, name) for name in ARRAYS}
     arrays = {name: np.asarray(value) for name, value in values.items() if value is not None}
@@ -99,7 +105,10 @@ def _part(path: Path) -> Path:
 
 
 def read_scores(path: str | Path) -> Scores:
-    """A file that ``write_scores`` wrote. Errors: ``ScoresError`` with the file, what is wrong, and the remedy."""
+    """A file that ``write_scores`` wrote.
+
+    Errors: ``ScoresError`` with the file, what is wrong, and the remedy.
+    """
     arrays = _read_arrays(path)
     _check_shapes(path, arrays)
     content = Scores(
@@ -118,7 +127,10 @@ def read_scores(path: str | Path) -> Scores:
 
 
 def _read_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    """The arrays of a file that are in ARRAYS, in that order. Errors: ``ScoresError``."""
+    """The arrays of a file that are in ARRAYS, in that order.
+
+    Errors: ``ScoresError``.
+    """
     remedy = "write one with test_models.py --scores"
     try:
         file = np.load(path, allow_pickle=False)
@@ -138,7 +150,10 @@ def _read_arrays(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def _check_shapes(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
-    """Errors: ``ScoresError`` unless each array has its kind and shape, and there is a video and a class."""
+    """Check that each array has its kind and shape, and that there is at least one video and one class.
+
+    Errors: ``ScoresError`` for the first array that does not.
+    """
     sizes: dict[str, int] = {}
     for name, array in arrays.items():
         kinds, kind, shape = ARRAYS[name]
@@ -157,7 +172,10 @@ def _check_shapes(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _check_values(file: Scores) -> None:
-    """Errors: ``ScoresError`` for labels out of range, scores that are not finite, and no probabilities."""
+    """Check that labels are in range, that scores are finite, and that those of a softmax average are probabilities.
+
+    Errors: ``ScoresError`` with the first value that is wrong.
+    """
     path, scores, labels, paths = file.path, file.scores, file.labels, file.paths
     if file.average not in AVERAGES:
         raise ScoresError(f"{path}: average is {file.average!r}, must be one of {', '.join(AVERAGES)}; test again")

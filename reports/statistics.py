@@ -141,7 +141,10 @@ def compare(a: Scores, b: Scores) -> Comparison:
 
 
 def check_same_videos(a: Scores, b: Scores) -> None:
-    """Check that both files hold the same paths in the same order. Errors: ``ScoresError`` if they do not."""
+    """Check that both files hold the same paths in the same order.
+
+    Errors: ``ScoresError`` if they do not.
+    """
     if a.paths == b.paths:
         return
     remedy = "test both on the same list"

@@ -199,7 +199,10 @@ def report_actions(args: argparse.Namespace) -> None:
 
 
 def write_csv(path: Path, header: tuple[str, ...], rows: Iterable[list]) -> None:
-    """Write a table. Errors: ``ConfigError`` if the file cannot be written."""
+    """Write a table.
+
+    Errors: ``ConfigError`` if the file cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "w", encoding="utf-8", newline="") as file:

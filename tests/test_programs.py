@@ -14,7 +14,7 @@ from data.transforms import normalise
 from engine.log_lines import read_log
 from models import build_model, load_weights
 
-# Of two classes every video has its own among the first five.
+# Prec@5 of two classes is not defined.
 EPOCH_LINE = re.compile(
     r"\[\d\d/\d\d \d\d:\d\d:\d\d\]\[INFO\] main\.py: +\d+: Epoch: \[\d+\]\[\d+/\d+\], lr: \d\.\d{5}\t"
     r"Time \d+\.\d{3} \(\d+\.\d{3}\)\tData \d+\.\d{3} \(\d+\.\d{3}\)\tLoss \d+\.\d{4} \(\d+\.\d{4}\)\t"
@@ -80,7 +80,7 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(trained):
     again = run_inside("main.py", dataset, "tsm_tiny", "--run", "first", *flags, cwd=folder)
     assert again.returncode == 1 and "run first exists" in again.stdout and "--resume auto" in again.stdout
 
-    # The second epoch again, from the first's checkpoint, in a run of its own.
+    # The second epoch again, in another run that starts from the checkpoint of the first epoch.
     first = folder / "net_runs" / "first" / "resnet_rgb_epoch_1_checkpoint.pth.tar"
     resumed = run("main.py", dataset, "tsm_tiny", "--run", "resumed", "--resume", first, *flags, cwd=folder)
     assert results(resumed.stdout) == results(output)[1:], resumed.stdout
@@ -126,7 +126,7 @@ def test_a_resumed_run_does_what_its_flags_say_and_says_so(trained):
 
 
 def test_a_run_that_never_hits_still_leaves_a_best_checkpoint(tmp_path):
-    """Every validation video has a label that training never shows, and the training has no time to err towards it."""
+    """The validation videos have a label that no training video has, so that Prec@1 is 0."""
     dataset = make_dataset(tmp_path)
     lines = (tmp_path / "train.txt").read_text().splitlines()
     (tmp_path / "train.txt").write_text("\n".join(line for line in lines if line.endswith("0")))
@@ -144,7 +144,7 @@ def test_an_error_under_torchrun_is_one_line(tmp_path):
     result = run("main.py", dataset, "tsn_tiny", "--run", "bad", *quick_flags(), cwd=tmp_path, processes=2)
     assert result.returncode != 0 and result.stdout.count("error: ") == 1, result.stdout
     assert "train.txt:8: label 9 is not below num_classes 2" in result.stdout
-    assert 'main.py", line' not in result.stdout  # no process of ours leaves a traceback
+    assert 'main.py", line' not in result.stdout  # none of our processes prints a traceback
     test = ["test_models.py", dataset, "--weights", "nowhere.pth", "--device", "cpu"]
     result = run(*test, cwd=tmp_path, processes=2)
     assert result.returncode != 0 and result.stdout.count("error: nowhere.pth: no such weight file") == 1
@@ -176,7 +176,7 @@ def test_views_scores_and_ensembles(trained):
 
 
 def check_views(folder, dataset, weights, scores):
-    """3x2 scores are the mean of the logits of six views, each by the model alone."""
+    """The scores of 3x2 views are the mean of six logits, which the model gives for one view at a time."""
     config = load_dataset_config(str(dataset))
     videos = read_list(config.val_list, 2)
     views = {"resize": 64, "crop_size": 56, "input_size": 48, "short_videos": "spread", "num_crops": 3, "num_clips": 2}
@@ -191,7 +191,7 @@ def check_views(folder, dataset, weights, scores):
 
 
 def test_scores_are_the_model_on_these_frames(trained):
-    """One view by hand: frames, normalisation, model; no part of data/ or engine/."""
+    """One view computed by hand: frames, normalisation, model; without data/ and engine/."""
     folder, dataset, _ = trained
     weights = folder / "net_runs" / "first" / BEST
     flags = ["--weights", weights, "--device", "cpu", "--scores", "s.npz"]
@@ -211,7 +211,7 @@ def test_scores_are_the_model_on_these_frames(trained):
 
 
 def test_processes_share_validation_and_test_exactly(trained):
-    """Seven videos on three processes: every video once, the same scores and the same metric."""
+    """Seven videos on three processes: each video is scored once, and scores and accuracy are the same."""
     folder, dataset, _ = trained
     lines = (folder / "val.txt").read_text().splitlines()[:7]
     (folder / "seven.txt").write_text("\n".join(lines))
@@ -258,7 +258,7 @@ def test_dataset_errors_are_one_line(trained, tmp_path, program, change, message
         lines[2] = "only-a-path"
     elif change == "folder":
         lines[2] = "train/gone 24 0"
-    else:  # one frame, so that every rule reads it
+    else:  # a video of one frame, so that every sampling rule reads it
         lines[2] = "train/video 2 1 0"
         (tmp_path / "frames/train/video 2/00001.jpg").write_bytes(b"\xff\xd8 no jpeg")
     (tmp_path / "train.txt").write_text("\n".join(lines))

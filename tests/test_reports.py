@@ -1,4 +1,4 @@
-"""Reports from score files: each number against a plain loop or a table made by hand, the files, the pictures."""
+"""Reports from score files: the numbers against plain loops or tables made by hand; the files; the pictures."""
 
 import math
 import sys
@@ -24,7 +24,7 @@ def loaded(arrays: dict, folder: Path) -> Scores:
 
 
 def order(row: np.ndarray) -> list[int]:
-    """Labels by falling score, the lower label first where scores are equal."""
+    """Labels from the highest score to the lowest, the lower label first if scores are equal."""
     return sorted(range(len(row)), key=lambda label: (-row[label], label))
 
 
@@ -61,7 +61,7 @@ def test_accuracy_by_class(tmp_path):
 def test_class_never_mistaken_names_no_other_class():
     results = statistics.class_results(np.eye(3, dtype=np.float32), np.array([0, 1, 1]))
     assert [(r.videos, r.top1, r.top5, r.taken_for, r.times) for r in results] == [
-        (1, 100, None, None, 0),  # of three classes Top-5 is not defined
+        (1, 100, None, None, 0),  # Top-5 of three classes is not defined
         (2, 50, None, 2, 1),
         (0, None, None, None, 0),
     ]
@@ -92,7 +92,7 @@ def test_at_most_ten_pairs_are_printed(tmp_path):
 
 
 def test_calibration_of_hand_made_bins():
-    """Confidences 0.2 (the upper edge of the third bin), 0.21, 0.25 and 1: the third, fourth and last bins."""
+    """The confidences 0.2 (upper edge of the third bin), 0.21, 0.25 and 1 are in the third, fourth and last bins."""
     confidences, right = [0.2, 0.21, 0.25, 1.0, 1.0], [True, False, True, True, False]
     probabilities = np.full((5, 9), 0.0)
     for row, confidence in zip(probabilities, confidences, strict=True):
@@ -143,7 +143,7 @@ def test_mcnemar():
 
 
 def test_comparison(tmp_path):
-    """Twelve discordant videos, ten of them right by a alone, of 30; three are wrong in both, two of these changed."""
+    """Only a is right for 10 of 30 videos, only b for 2, neither for 3; 2 of these 3 have different predictions."""
     labels = np.array([0, 1, 2] * 10)
     a, b = labels.copy(), labels.copy()
     b[:10] = (labels[:10] + 1) % 3
@@ -165,7 +165,7 @@ def test_comparison(tmp_path):
         shown = [label for x in (labels[i], a[i], b[i]) for label in (str(x), NAMES[x])]
         assert list(row.values()) == [f"v {i}", *shown, words[i]]
     assert len(changed) == 14
-    assert rows(tmp_path / "folder" / "a" / "classes.csv")[1]["name"] == NAMES[1]  # b's names hold for both
+    assert rows(tmp_path / "folder" / "a" / "classes.csv")[1]["name"] == NAMES[1]  # b's names serve both
     assert (tmp_path / "folder" / "b" / "confusion.png").is_file()
 
 
@@ -244,7 +244,7 @@ def dataset_file(folder: Path, names: list[str] | None, num_classes: int) -> Pat
 
 
 def test_class_names(tmp_path):
-    """From the file, from --dataset, or by number; what contradicts is an error."""
+    """Names come from the file, from --dataset, or from the label; a contradiction is an error."""
     out = write(tmp_path / "out.npz", random_arrays(30, 7))
     table = tmp_path / "out_report" / "classes.csv"
     assert report(tmp_path, out)[0] == 0 and rows(table)[6]["name"] == "class 6"
@@ -263,7 +263,7 @@ def test_class_names(tmp_path):
 
 
 def test_pictures_show_every_class(tmp_path):
-    """174 classes, all right but one without videos: 173 dark cells of whole pixels, one grey row, white elsewhere."""
+    """One of 174 classes has no videos, the others are all right: 173 dark cells of whole pixels and one grey row."""
     confusion = 5 * np.eye(174, dtype=np.int64)
     confusion[100, 100] = 0
     draw_confusion(confusion, [f"class {i}" for i in range(174)], "all right", tmp_path / "confusion.png")
@@ -317,7 +317,7 @@ def test_files_are_read_as_they_are(tmp_path):
 
 
 def test_what_is_written_is_read(tmp_path):
-    """Of every array, and of the required ones alone; the same scores make the same bytes."""
+    """With every array, and with the required ones only. The same scores make the same bytes."""
     arrays = random_arrays(20, 7)
     few = Scores(arrays["scores"], arrays["labels"], arrays["paths"].tolist())
     members = np.stack([arrays["scores"], 2 * arrays["scores"]])

@@ -22,7 +22,7 @@ BEST = "resnet_rgb_model_best.pth.tar"
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with a dataset and two runs of an epoch, tsm_tiny and tsn_tiny."""
+    """A folder with a dataset and two runs of one epoch, tsm_tiny and tsn_tiny."""
     folder = tmp_path_factory.mktemp("trained")
     dataset = make_dataset(folder)
     for model in ("tsm_tiny", "tsn_tiny"):
@@ -129,7 +129,7 @@ def test_orders_reach_the_network(trained, flags, order):
 
 
 def test_a_network_without_time_does_not_feel_the_order(trained):
-    """TSN's table has one number for any order of the same frames, to the last digit."""
+    """TSN has exactly the same accuracy for any order of the same frames."""
     output, file = score(trained, "--order_table", weights=f"net_runs/tsn_tiny/{BEST}")
     rows = re.findall(r": (as it is|reversed|shuffled|frame 2 repeated) +(\S+) +(\S+) +(\S+ %|-)", output)
     assert [row[0] for row in rows] == ["as it is", "reversed", "shuffled", "frame 2 repeated"]
@@ -178,7 +178,7 @@ def video_result(folder, *flags: object):
 
 
 def test_one_video_as_a_folder(trained):
-    """The probabilities are those of the test's scores, under the names that the checkpoint holds."""
+    """The probabilities are those of the test's scores, and the names those of the checkpoint."""
     folder, _ = trained
     scores = torch.from_numpy(score(trained, "--views", "1x2")[1]["scores"])
     result = video_result(folder, "--video", folder / "frames" / "val" / "video 3", "--views", "1x2")

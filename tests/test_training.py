@@ -1,4 +1,4 @@
-"""What the switches of training change and what they must not, and what it guards against."""
+"""Training: what its switches change and what they must not change, and which errors it catches."""
 
 import re
 import time
@@ -50,7 +50,7 @@ def one_step(model, precision=FP32, seed=0, clip_gradient=20.0, dtype=None):
 
 @pytest.mark.parametrize("name", TINY)
 def test_activation_checkpointing_changes_nothing(name):
-    """Nor do the second forward passes count in the running statistics, or draw other branches to drop."""
+    """The second forward passes neither update the running statistics nor draw other branches to drop."""
     torch.manual_seed(0)
     model = build_model(name, 5, 4, stochastic_depth=0.5, dropout=0.5)
     for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
@@ -63,7 +63,7 @@ def test_activation_checkpointing_changes_nothing(name):
     hook = next(model.blocks())[2].conv1.register_forward_hook(lambda *_: calls.append(1))
     again = one_step(model)
     hook.remove()
-    assert len(calls) == 2  # it was computed again
+    assert len(calls) == 2  # it was recomputed
     for a, b in zip(plain[:2], again[:2], strict=True):
         assert a.keys() == b.keys()
         for key in a:
@@ -102,7 +102,7 @@ def test_autocast_is_near_fp32(name):
     a, b = (torch.cat([g.flatten() for g in gradients.values()]) for gradients in (plain[0], low[0]))
     assert all(p.dtype == torch.float32 for p in model.parameters())
     assert nn.functional.cosine_similarity(a, b, dim=0) > 0.98
-    assert low[2].norm == pytest.approx(plain[2].norm, rel=0.1)  # the loss's scale is taken off before clipping
+    assert low[2].norm == pytest.approx(plain[2].norm, rel=0.1)  # the gradient is unscaled before clipping
 
 
 def test_fp16_leaves_a_step_out_that_overflows_and_lowers_the_scale():
@@ -124,7 +124,7 @@ def test_precisions_that_a_device_lacks():
 
 @pytest.fixture
 def tf32_switches():
-    """The two switches of PyTorch, put back afterwards."""
+    """PyTorch's two switches of TF32; they are restored afterwards."""
     switches = torch.backends.cuda.matmul, torch.backends.cudnn
     before = [switch.allow_tf32 for switch in switches]
     yield switches
@@ -134,7 +134,7 @@ def tf32_switches():
 
 @pytest.mark.parametrize("name", ["fp32", "tf32", "bf16", "auto"])
 def test_only_apply_switches_the_process(monkeypatch, tf32_switches, name):
-    """On a GPU since Ampere, which is pretended here. A CPU's precision switches nothing."""
+    """For a GPU since Ampere (the test only pretends to have one). The precision of a CPU switches nothing."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     for before in (False, True):
         for switch in tf32_switches:
@@ -219,7 +219,7 @@ def test_sync_bn_is_refused_where_it_does_not_run():
 
 
 def test_sync_bn_keeps_names_and_groups():
-    """What build_for_training makes of a network on a GPU: released weights and parameter groups still fit."""
+    """Released weights and parameter groups still fit the network that build_for_training makes on a GPU."""
     model = build_model("sda_tsm_tiny", 5, 4)
     names = {(group["name"], *group["param_names"]) for group in parameter_groups(model)}
     synced = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -241,7 +241,7 @@ def poison(monkeypatch, dataset, videos: set[str], epochs: set[int]) -> None:
     def mark(self, i):
         clip, label, index = getitem(self, i)
         if seen["path"] in videos and self.epoch in epochs:
-            clip = clip * 0 + 255  # white: no drawn clip is
+            clip = clip * 0 + 255  # white, which no drawn clip is
         return clip, label, index
 
     normalise = Modality.normalise
@@ -288,7 +288,7 @@ def test_compile_and_checkpointing_exclude_each_other(small, tmp_path):
 
 
 def test_compile_trains_the_same_network(small, tmp_path, monkeypatch):
-    """Wiring alone, by the backend that only traces: generating code takes minutes (benchmarks/training.py does it)."""
+    """With a backend that only traces, because generating code takes minutes (benchmarks/training.py does it)."""
     compiled = []
     trace = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self.arch) or trace(self, backend="eager"))
@@ -305,7 +305,7 @@ def test_compile_trains_the_same_network(small, tmp_path, monkeypatch):
 
 
 def test_steps_that_are_not_finite_are_left_out_if_asked(small, tmp_path, monkeypatch):
-    """The step leaves no trace, in batch norm's statistics neither, and one more than allowed stops the run."""
+    """The step changes nothing, not even the BN statistics; one more step than allowed stops the run."""
     poison(monkeypatch, small, {"train/video 3"}, {0, 1})
     flags = quick_flags(global_batch_size=3, skip_nonfinite=2)
     result = run_inside("main.py", small, "tsm_tiny", "--run", "skip", *flags, cwd=tmp_path)
@@ -381,7 +381,7 @@ def test_a_worker_that_dies_is_one_line(small, tmp_path):
 
 
 def test_flow_has_multipliers_of_its_own_for_the_first_convolution():
-    """TSM: 5 for its weight, whose ImageNet start is only an average."""
+    """TSM's multiplier of its weight is 5, because its ImageNet weights are only an average over the channels."""
     state = training_state(modality="Flow")
     (group,) = [g for g in state.optimizer.param_groups if "base_model.conv1.weight" in g["param_names"]]
     assert group["param_names"] == ["base_model.conv1.weight"] and (group["lr_mult"], group["decay_mult"]) == (5, 1)
