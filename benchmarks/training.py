@@ -14,12 +14,12 @@ import torch
 
 from engine import config
 from engine.batch import plan_batch
+from engine.flags import check_model_names
 from engine.network import build_for_training
 from engine.optim import build_optimizer
 from engine.precision import Precision
 from engine.state import average_weights
 from engine.step import train_step
-from models.registry import check_models
 
 from .measure import machine, medians, memory_of, peak_memory
 
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--memory_of", help=argparse.SUPPRESS)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
-    check_models(parser, args.models)
+    check_model_names(parser, args.models)
     settings = GPU if args.device == "cuda" else CPU
     if args.only:
         wrong = [name for name in args.only if name not in settings]

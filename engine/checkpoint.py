@@ -7,8 +7,7 @@ from pathlib import Path
 
 import torch
 
-from models.weight_files import read_checkpoint, shown_name
-from models.weights import misfit, unusable
+from models.weight_files import misfit, read_checkpoint, shown_name, unusable
 
 from .config import ConfigError
 from .stored import RESUMED, check_entries

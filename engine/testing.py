@@ -17,7 +17,7 @@ from models.weights import read_checkpoint
 from . import config
 from .config import ConfigError, Recipe
 from .log import info
-from .network import build_from_file, run_settings
+from .network import build_from_checkpoint, run_settings
 
 GEOMETRY = ("views", "resize", "crop", "input", "short_videos", "mirrored_scores")
 # What the released code tests with, by name; flags win.
@@ -46,7 +46,7 @@ def build_member(weights: str, name: str | None, frames: str | None, dataset: Da
     """A model with its weights. What the file does not tell is asked for. Errors: ``ConfigError``, ``WeightsError``."""
     checkpoint = read_checkpoint(weights)
     frames = None if frames is None else config.coerce("num_segments", frames)
-    model, recipe = build_from_file(checkpoint, weights, name, frames, dataset)
+    model, recipe = build_from_checkpoint(checkpoint, weights, name, frames, dataset)
     categories = run_settings(checkpoint)["dataset"].get("categories")
     if dataset is not None:
         if categories and dataset.categories and categories != dataset.categories:

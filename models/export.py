@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from .resnet import VideoResNet
-from .rsanet import set_rsa_backend
 from .weight_files import CHECKSUM, checksum, read_checkpoint
 
 BATCH_SIZES = (1, 3)  # neither is the 2 that the network is traced with
@@ -111,7 +110,7 @@ def export_safetensors(model: VideoResNet, path: str | os.PathLike, config: dict
 
 def _prepared(model: VideoResNet) -> VideoResNet:
     model = copy.deepcopy(model).cpu().float().eval()
-    set_rsa_backend(model, "reference")  # plain operations, which other programs know
+    model.set_backend("reference")  # plain operations, which other programs know
     return model
 
 

@@ -1,4 +1,4 @@
-"""Reading weight files: nothing in a file is executed, and what was damaged on its way is not loaded."""
+"""Reading weight files. Nothing in a file is executed, and a damaged file is not loaded."""
 
 import hashlib
 import json
@@ -12,10 +12,23 @@ import zipfile
 import torch
 from torch import Tensor
 
-ZIP_START = b"PK\x03\x04"  # by which torch.load, too, tells its zip files from older ones
+ZIP_START = b"PK\x03\x04"  # torch.load, too, tells its zip files from older ones by these bytes
 CHECKSUM = "content_sha256"  # the entry of a .safetensors file's metadata
 COPY_AGAIN = "copy or download it again"
 SAVE_WEIGHTS = "save the model's state_dict() alone, with the program that wrote the file"
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+# Kinds of tensor that a file may hold and that no weight is.
+UNUSABLE = {
+    "nested": lambda tensor: tensor.is_nested,
+    "sparse": lambda tensor: tensor.layout is not torch.strided,
+    "quantised": lambda tensor: tensor.is_quantized,
+    "meta": lambda tensor: tensor.is_meta,  # a shape without numbers
+    "complex": lambda tensor: tensor.is_complex(),
+    # It holds fewer numbers than its shape says: a small file could describe a network of any size.
+    "repeated": lambda tensor: tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size(),
+}
 
 
 class WeightsError(ValueError):
@@ -73,6 +86,22 @@ def checksum(state: dict[str, Tensor], metadata: dict[str, str]) -> str:
         digest.update(json.dumps([key, str(value.dtype), list(value.shape)]).encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def unusable(tensor: Tensor) -> str | None:
+    """The kind of a tensor that cannot be a weight, such as ``"sparse"``, or ``None`` if it can be one."""
+    return next((what for what, holds in UNUSABLE.items() if holds(tensor)), None)
+
+
+def misfit(value: Tensor, target: Tensor, counter: bool = False) -> str | None:
+    """Why ``value`` cannot be copied to ``target`` (another shape, or floats for whole numbers), or ``None`` if it can.
+
+    ``counter``: floats may become whole numbers, because averaged weights have averaged counters.
+    """
+    if value.shape != target.shape:
+        return f"{tuple(value.shape)} for {tuple(target.shape)}"
+    kinds = (FLOATS, INTEGERS) if counter else (FLOATS,) if target.is_floating_point() else (INTEGERS,)
+    return None if any(value.dtype in kind for kind in kinds) else f"{value.dtype} for {target.dtype}"
 
 
 def shown(value: object) -> str:
