@@ -154,6 +154,8 @@ def _shown(value: object) -> str:
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_shown(entry)}" for key, entry in value.items()) + "}"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
