@@ -12,7 +12,7 @@ import torch
 
 from engine.flags import check_model_names
 from engine.memory import keep_freed_memory
-from models import build_model
+from models import build_model, list_models
 from ops.rsa import BACKENDS
 
 from .measure import machine, medians
@@ -58,7 +58,7 @@ def main() -> None:
     if args.device == "cpu" and args.keep_freed_memory:
         keep_freed_memory()
     check_model_names(parser, args.models)
-    models = args.models or ["tsm_r50", "sda_tsn_r50", "sda_tsm_r50", "rsanet_r50"]
+    models = args.models or [name for name in list_models() if name.endswith("_r50") and name != "tsn_r50"]
     plain = "tsn_tiny" if models[0].endswith("_tiny") else "tsn_r50"
     rows = {plain: passes(plain, "auto", args)}
     for model in models:

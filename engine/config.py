@@ -1,4 +1,4 @@
-"""Recipes: every number a run depends on, from YAML files, overridden by the command line."""
+"""Recipes: every number that a run depends on, from YAML files. Values on the command line win."""
 
 import dataclasses
 import difflib
@@ -21,11 +21,11 @@ RECIPES = Path(__file__).parents[1] / "models" / "recipes"
 
 
 class ConfigError(ValueError):
-    """A setting that cannot be used; the message is one line with the value and the remedy."""
+    """A setting that cannot be used. The message is one line with the value and the remedy."""
 
 
 def first_few(names: list[str], count: int = 8) -> str:
-    """Names for a message, one after the other; of many the first ones, and how many there are."""
+    """Names for a message: the first ones, and the count if there are more."""
     more = f", ... ({len(names)} in all)" if len(names) > count else ""
     return ", ".join(one_line(name) for name in names[:count]) + more
 
@@ -37,7 +37,7 @@ Factors = typing.NewType("Factors", dict)  # group of parameters -> factor of it
 
 @dataclass
 class Recipe:
-    """The settings of a run. The files in models/recipes say what each means and where its number comes from."""
+    """The settings of a run. ``models/recipes/tsn_r50.yaml`` explains each key and says where its number comes from."""
 
     # origin
     source: str
@@ -116,7 +116,7 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that a key may have: from ``low`` to ``high``, these included unless ``open_low``, ``open_high``."""
+    """The numbers that a key may have, from ``low`` to ``high``. ``open_low`` and ``open_high`` exclude the bounds."""
 
     low: float
     high: float = math.inf
@@ -132,14 +132,14 @@ class Range:
         text = f"{'above' if self.open_low else 'at least'} {self.low:g}"
         if self.high == math.inf:
             return text
-        # Not 1e+06: it is a number that someone will type.
+        # Not 1e+06, because a user will type the number.
         return f"{text} and {'below' if self.open_high else 'at most'} {self.high:{'g' if self.high < 1e6 else '.0f'}}"
 
 
 POSITIVE, NOT_NEGATIVE = Range(0, open_low=True), Range(0)
-SHARE, BELOW_ONE = Range(0, 1), Range(0, 1, open_high=True)  # 1 would leave nothing
+SHARE, BELOW_ONE = Range(0, 1), Range(0, 1, open_high=True)
 SIDE = Range(1, 4096)  # px
-# The upper bounds of counts are far beyond use: what lies above is a slip, and would fill the memory or run for ever.
+# The upper bounds of counts are far beyond use. A larger number is a slip that would fill the memory or run for ever.
 RANGES = {
     "data_length": Range(1, 64),
     "num_segments": Range(1, 1024),
@@ -211,7 +211,10 @@ def list_variants(model: str) -> list[str]:
 
 
 def coerce(key: str, value: object) -> object:
-    """``value`` (from YAML or the command line) as the type of a recipe key. Errors: ``ConfigError``."""
+    """Convert ``value``, from YAML or the command line, to the type of a recipe key.
+
+    Errors: ``ConfigError`` for a value of another type or out of range.
+    """
     check_key(key, KEYS, "recipe key")
     declared = KEYS[key]
     optional = isinstance(declared, types.UnionType)
@@ -250,7 +253,7 @@ def coerce(key: str, value: object) -> object:
 
 
 def check_key(key: str, known: typing.Iterable[str], what: str) -> None:
-    """Raise for an unknown key and name the nearest known one."""
+    """Errors: ``ConfigError`` for an unknown key; it names the nearest known one."""
     known = list(known)
     if key not in known:
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
@@ -258,7 +261,10 @@ def check_key(key: str, known: typing.Iterable[str], what: str) -> None:
 
 
 def parse_size(value: object) -> int | tuple[int, int] | None:
-    """``256`` is a short side, ``"240x320"`` is height x width, ``None`` or ``"none"`` leaves frames as stored."""
+    """``256`` is a short side, ``"240x320"`` is height x width, ``None`` or ``"none"`` keeps the size of the frames.
+
+    Errors: ``ConfigError`` for any other value.
+    """
     if value in (None, "none"):
         return None
     try:
@@ -277,7 +283,10 @@ def parse_size(value: object) -> int | tuple[int, int] | None:
 
 
 def parse_interval(value: object) -> int | str | None:
-    """``500`` is a number of steps, ``"20m"`` one of minutes, ``None`` or ``"none"`` never."""
+    """``500`` is a number of steps, ``"20m"`` a number of minutes, ``None`` or ``"none"`` is never.
+
+    Errors: ``ConfigError`` for any other value.
+    """
     if value in (None, "none"):
         return None
     text = str(value)
@@ -306,7 +315,7 @@ def parse_factors(value: object) -> dict[str, float]:
 
 
 def parse_views(value: str) -> tuple[int, int]:
-    """``"3x2"`` -> (3 crops, 2 clips)."""
+    """``"3x2"`` -> (3 crops, 2 clips). Errors: ``ConfigError`` for any other value."""
     crops, _, clips = str(value).partition("x")
     if crops not in map(str, CROPS) or clips not in map(str, CLIPS):
         raise ConfigError(f"views {value!r} must be CROPSxCLIPS with 1, 3, 5 or 10 crops and 1, 2 or 10 clips, as 3x2")

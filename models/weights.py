@@ -19,7 +19,7 @@ COUNTER = "num_batches_tracked"  # only a BN without a momentum reads it
 
 @dataclass
 class LoadReport:
-    """What ``load_weights`` did; ``str(report)`` is three lines."""
+    """What ``load_weights`` did. ``str(report)`` has three lines."""
 
     source: str
     layout: str
@@ -99,7 +99,7 @@ def load_imagenet(model: VideoResNet, source: str) -> LoadReport:
         return load_weights(model, source)
     try:
         state = ResNet50_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
-    except Exception as error:  # no route, a broken transfer, a wrong hash, a damaged file in the hub folder
+    except Exception as error:  # no network, a broken transfer, a wrong hash, a damaged file in the hub folder
         raise WeightsError(
             f"cannot fetch the ImageNet ResNet-50 ({explained(error)[0]}); without a network add --pretrained FILE (a "
             "downloaded resnet50-19c8e357.pth) or --pretrained none (random weights)"
@@ -200,7 +200,7 @@ def _imagenet_name(key: str) -> str | None:
 
 
 def _squeezed(value: Tensor, target: Tensor) -> Tensor:
-    """A released 1xkxk Conv3d weight as the Conv2d weight it is, and a 1-tap Conv1d classifier as a linear one."""
+    """A released 1xkxk Conv3d weight as a Conv2d weight, and a 1-tap Conv1d classifier as a linear layer."""
     if value.dim() == 5 and target.dim() == 4 and value.shape[2] == 1:
         return value.squeeze(2)
     if value.dim() == 3 and target.dim() == 2 and value.shape[2] == 1:
@@ -209,7 +209,7 @@ def _squeezed(value: Tensor, target: Tensor) -> Tensor:
 
 
 def _convert_stem(state: dict[str, Tensor], in_channels: int) -> str:
-    """Give the first convolution of an RGB network in ``state`` another number of channels; says what was done."""
+    """Change the number of input channels of an RGB network's first convolution, and return words for the report."""
     if in_channels == 3 or state[STEM].shape[1:2] != (3,) or state[STEM].dtype not in FLOATS:
         return ""
     state[STEM] = state[STEM].mean(1, keepdim=True).repeat_interleave(in_channels, 1)  # (C', C, k, k)
