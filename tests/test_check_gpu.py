@@ -259,3 +259,12 @@ def test_what_a_gpu_lacks_counts_neither_way(tmp_path):
     rows = [check_gpu.carry_out(check, place) for check in gpu_checks.CHECKS if check.name in without]
     assert len(rows) == 7 and {row.figure for row in rows} == {"this GPU has no bf16", "there is one GPU"}
     assert check_gpu.all_agree(rows) and not list(tmp_path.iterdir())
+
+
+def test_devices_are_compared_by_the_program():
+    """On the CPU: the reference path differs from the others by rounding alone."""
+    command = [sys.executable, "-W", "ignore", "-m", "scripts.compare_devices", "rsanet_tiny", "--device", "cpu"]
+    result = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=120)
+    assert result.returncode == 0 and result.stdout.splitlines()[-1].startswith("agrees: largest difference "), result
+    wrong = subprocess.run([*command, "rsanet_tin"], cwd=ROOT, text=True, capture_output=True, timeout=120)
+    assert wrong.returncode == 2 and "unknown model 'rsanet_tin'; did you mean rsanet_tiny?" in wrong.stderr
