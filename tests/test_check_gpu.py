@@ -263,8 +263,11 @@ def test_what_a_gpu_lacks_counts_neither_way(tmp_path):
 
 def test_devices_are_compared_by_the_program():
     """On the CPU: the reference path differs from the others by rounding alone."""
-    command = [sys.executable, "-W", "ignore", "-m", "scripts.compare_devices", "rsanet_tiny", "--device", "cpu"]
-    result = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=120)
-    assert result.returncode == 0 and result.stdout.splitlines()[-1].startswith("agrees: largest difference "), result
-    wrong = subprocess.run([*command, "rsanet_tin"], cwd=ROOT, text=True, capture_output=True, timeout=120)
-    assert wrong.returncode == 2 and "unknown model 'rsanet_tin'; did you mean rsanet_tiny?" in wrong.stderr
+
+    def compare(model):
+        command = [sys.executable, "-W", "ignore", "-m", "scripts.compare_devices", model, "--device", "cpu"]
+        return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=120)
+
+    agrees, unknown = compare("rsanet_tiny"), compare("rsanet_tin")
+    assert agrees.returncode == 0 and agrees.stdout.splitlines()[-1].startswith("agrees: largest difference "), agrees
+    assert unknown.returncode == 2 and "unknown model 'rsanet_tin'; did you mean rsanet_tiny?" in unknown.stderr

@@ -140,7 +140,7 @@ def test_frozen_stages_are_frozen_once(stages, frozen):
     assert [m.training for m in model.base_model.layer1] == [stages < 1] * 2
     model.requires_grad_(True)
     model.eval().train()  # a user's choice to train them stays
-    assert all(p.requires_grad for p in model.parameters()) and not model.base_model.conv1.training == (stages >= 0)
+    assert all(p.requires_grad for p in model.parameters()) and model.base_model.conv1.training == (stages < 0)
 
 
 class Plus(nn.Module):
