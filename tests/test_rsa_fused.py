@@ -234,6 +234,17 @@ def test_compile_export_autocast_and_checkpoint():
     torch.testing.assert_close(rsa.H1.weight.grad, gradient, rtol=0.2, atol=0.05 * gradient.abs().max().item())
 
 
+@pytest.mark.parametrize("size", [2, 24])
+def test_gradients_have_the_memory_layout_that_the_compiler_is_told(size):
+    """Small maps and large ones take different forms, whose weights are laid out differently."""
+    rsa = RSA(16, 16, 2, kernel_size=(3, 7, 7))
+    _, *weights, heads = operands(rsa)
+    projected = torch.randn(1, 2, size, size, rsa.projection.out_channels)
+    gradient = torch.randn(1, 2, size, size, 16)
+    for found in torch.ops.rsa.fused_backward(gradient, projected, *weights, heads):
+        assert found.is_contiguous()
+
+
 def test_only_inputs_are_kept():
     """Nothing of D x D numbers a position waits for the backward pass."""
     rsa, kept = RSA(8, 8, 2, kernel_size=3, backend="fused"), []
