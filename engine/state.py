@@ -8,8 +8,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models import load_weights
 from models.resnet import VideoResNet
-from models.weight_files import shown_name
-from models.weights import misfit, unusable
+from models.weight_files import misfit, shown_name, unusable
 
 from .config import ConfigError
 from .precision import Precision

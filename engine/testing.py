@@ -21,7 +21,7 @@ from . import config
 from .config import ConfigError, Recipe
 from .evaluate import evaluate
 from .log import info
-from .network import build_from_file, run_settings
+from .network import build_from_checkpoint, run_settings
 from .precision import Precision
 
 GEOMETRY = ("views", "resize", "crop", "input", "short_videos", "mirrored_scores")
@@ -126,7 +126,7 @@ def load_network(
     """
     checkpoint = read_checkpoint(file)
     frames = None if frames is None else config.coerce("num_segments", frames)
-    model, recipe = build_from_file(checkpoint, file, name, frames, dataset)
+    model, recipe = build_from_checkpoint(checkpoint, file, name, frames, dataset)
     categories = run_settings(checkpoint)["dataset"].get("categories")
     if dataset is not None:
         if categories and dataset.categories and categories != dataset.categories:

@@ -259,3 +259,15 @@ def test_what_a_gpu_lacks_counts_neither_way(tmp_path):
     rows = [check_gpu.carry_out(check, place) for check in gpu_checks.CHECKS if check.name in without]
     assert len(rows) == 7 and {row.figure for row in rows} == {"this GPU has no bf16", "there is one GPU"}
     assert check_gpu.all_agree(rows) and not list(tmp_path.iterdir())
+
+
+def test_devices_are_compared_by_the_program():
+    """On the CPU: the reference path differs from the others by rounding alone."""
+
+    def compare(model):
+        command = [sys.executable, "-W", "ignore", "-m", "scripts.compare_devices", model, "--device", "cpu"]
+        return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=120)
+
+    agrees, unknown = compare("rsanet_tiny"), compare("rsanet_tin")
+    assert agrees.returncode == 0 and agrees.stdout.splitlines()[-1].startswith("agrees: largest difference "), agrees
+    assert unknown.returncode == 2 and "unknown model 'rsanet_tin'; did you mean rsanet_tiny?" in unknown.stderr

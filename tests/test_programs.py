@@ -327,11 +327,3 @@ def test_test_errors(trained, tmp_path):
     for data, flags, message in cases:
         result = run_inside("test_models.py", data, "--device", "cpu", "--workers", 0, *flags, cwd=tmp_path)
         assert result.returncode == 1 and message in result.stdout and "Traceback" not in result.stdout, result.stdout
-
-
-def test_devices_are_compared_from_the_command_line(tmp_path):
-    """tests/test_check_gpu.py has the rest."""
-    result = run_inside("scripts/compare_devices.py", "tsn_tiny", "--device", "cpu", cwd=tmp_path)
-    assert result.returncode == 0 and "agrees: largest difference" in result.stdout, result.stdout
-    result = run_inside("scripts/compare_devices.py", "--devise", "cpu", cwd=tmp_path)
-    assert result.returncode == 2 and "unknown argument '--devise'; did you mean --device?" in result.stdout
