@@ -2,14 +2,12 @@
 
 import argparse
 import csv
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from data import DataError, DatasetConfig, load_dataset_config, read_list
-from data.one_video import open_video
+from data import DataError, DatasetConfig, load_dataset_config, open_one_video, read_list
 from data.sampling import AS_IT_IS, FrameOrder
 from engine import config, distributed, log
 from engine.config import ConfigError
@@ -170,7 +168,7 @@ def test(
     """Scores of every video, the line that states them with their protocol, and the file of ``--scores``."""
     scores, left_out = [], {}
     for member, geometry in zip(members, views, strict=True):
-        test_set = make_test_set(member, geometry, videos, dataset.root, dataset.image_tmpl, order)
+        test_set = make_test_set(member, geometry, videos, dataset.open_source(), order)
         log.info(f"{member.weights}: {member.model.arch}, {geometry}, {len(videos)} videos{order.suffix}")
         workers = member.recipe.workers if args.workers is None else config.coerce("workers", args.workers)
         model = member.model.to(precision.device)
@@ -225,34 +223,34 @@ def name_the_action(
     args: argparse.Namespace, members: list[Member], views: list[Views], weights: list[float], precision: Precision
 ) -> None:
     """Print the five most probable classes of ``--video``."""
-    video = open_video(args.video)
-    for note in video.notes:
-        log.info(note)
+    try:
+        video, source, notes = open_one_video(args.video)
+    except DataError as error:
+        raise DataError(f"--video {error}") from None
+    for note in notes:
+        log.info(f"--video {note}")
     scores = []
     for member, geometry in zip(members, views, strict=True):
         if member.recipe.modality == "Flow":
             raise ConfigError(f"{member.weights}: sees optical flow, which a video does not hold; use an RGB network")
-        short_side = min(video.size)
+        short_side = min(source.size)
         if geometry.resize is None and short_side >= 2 * geometry.crop:
             raise ConfigError(
-                f"--video {args.video}: its frames are {video.size[0]}x{video.size[1]}, and without a resize "
+                f"--video {args.video}: its frames are {source.size[0]}x{source.size[1]}, and without a resize "
                 f"{member.weights} would see a crop of {geometry.crop} only; add --resize {geometry.crop}"
             )
-        dataset = make_test_set(member, geometry, [], "", "{:05d}.jpg", frame_order(args))
-        try:
-            clips = dataset.views(video.num_frames, partial(dataset.modality.read_from, video.read, video.num_frames))
-        except DataError:
-            raise
-        except ValueError as error:
-            raise ConfigError(f"--video {args.video}: {error}") from None
-        model = member.model.to(precision.device)
+        dataset = make_test_set(member, geometry, [video], source, frame_order(args))
+        item = dataset[0]
+        if isinstance(item, DataError):
+            raise DataError(f"--video {item}")
+        clips, model = item[0], member.model.to(precision.device)
         scores.append(score(model, clips[None].to(precision.device), dataset, args.batch_size, precision))
         check_finite(scores[-1], [args.video], member.weights)
     mean = torch.from_numpy(average(scores, weights, args.average))[0]
     probabilities = mean if args.average == "softmax" else mean.softmax(0)
     names = members[0].categories or [f"class {k}" for k in range(len(mean))]
     seen = "; ".join(dict.fromkeys(f"{geometry}, input {geometry.input}" for geometry in views))
-    size = f"{video.size[0]}x{video.size[1]}"
+    size = f"{source.size[0]}x{source.size[1]}"
     log.info(f"{args.video}: {video.num_frames} frames, {protocol_line(members, views)} (frames of {size}, {seen})")
     for probability, label in zip(*(values.tolist() for values in probabilities.topk(min(5, len(mean)))), strict=True):
         log.info(f"{100 * probability:6.2f} %  {names[label]}")

@@ -72,7 +72,7 @@ def prepare(args: argparse.Namespace, start: Start, device: torch.device) -> Run
     }
     info(to_yaml(settings))
     info(describe_flip(recipe.flip, dataset.categories, dataset.mirror_pairs))
-    info(val_set.modality.describe(dataset.image_tmpl))
+    info(val_set.modality.describe(val_set.source))
     info(batch_line)
     info(describe_top5(dataset.num_classes))
     describe_workers(recipe.workers)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from data import DatasetConfig, EvalDataset
+from data import DatasetConfig, EvalDataset, FrameSource
 from data.labels import mirror_pairs
 from data.modality import Modality
 from data.sampling import FrameOrder
@@ -114,15 +114,15 @@ def choose_views(recipe: Recipe, protocol: str | None, **given: object) -> Views
     )
 
 
-def make_test_set(
-    member: Member, views: Views, videos: list, root: str, image_tmpl: str, order: FrameOrder
-) -> EvalDataset:
-    """The views of every video as the member takes them."""
+def make_test_set(member: Member, views: Views, videos: list, source: FrameSource, order: FrameOrder) -> EvalDataset:
+    """The views of every video as the member takes them. Errors: ``ConfigError`` for an order that no clip can have."""
+    frames = member.recipe.num_segments
+    if order.name == "repeat" and not 1 <= order.frame <= frames:
+        raise ConfigError(f"--repeat_frame {order.frame} is not one of the {frames} frames of a clip")
     return EvalDataset(
         videos,
-        root,
-        image_tmpl,
-        member.recipe.num_segments,
+        source,
+        frames,
         resize=views.resize,
         crop_size=views.crop,
         input_size=views.input,

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from toy_run import make_dataset, quick_flags, run_inside
 
-from data import EvalDataset, Video
+from data import EvalDataset, FrameFolder, Video
 from engine import loading
 from engine.config import ConfigError
 from engine.evaluate import score
@@ -37,7 +37,7 @@ def test_mirrored_crops_exchange_the_scores_of_paired_classes(tmp_path, pairs, c
     def scores(crops):
         views = {"resize": None, "crop_size": 32, "input_size": 32, "short_videos": "spread"}
         data = EvalDataset(
-            videos, str(tmp_path), "{}.png", 2, **views, num_crops=crops, num_clips=clips, mirror_pairs=pairs
+            videos, FrameFolder(tmp_path, "{}.png"), 2, **views, num_crops=crops, num_clips=clips, mirror_pairs=pairs
         )
         assert data.mirrored_views == (5 * clips if crops == 10 else 0)
         return score(brightness, data[0][0][None], data, 3, FP32)[0]
