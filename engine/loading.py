@@ -49,6 +49,8 @@ def training_data(
 ) -> tuple[DataLoader, EvalDataset]:
     """The training loader (its ``batch_sampler`` is a ``StepSampler``) and the validation set.
 
+    The loading processes of the training loader stay for the whole run.
+
     Errors: ``DataError`` for a list or a source that cannot be used, ``ConfigError`` for too few videos or too little
     memory.
     """
@@ -83,7 +85,10 @@ def training_data(
     check_shared_memory(recipe.workers, plan.per_process * clip_bytes(train_set))
     sampler = StepSampler(len(train_set), plan, distributed.rank(), recipe.seed)
     collate_fn = collate_good if recipe.on_bad_video == "skip" else collate
-    loader = make_loader(train_set, recipe.workers, device, collate_fn, batch_sampler=sampler)
+    staying = recipe.workers > 0
+    loader = make_loader(
+        train_set, recipe.workers, device, collate_fn, batch_sampler=sampler, persistent_workers=staying
+    )
     return loader, val_set
 
 
