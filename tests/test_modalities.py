@@ -181,6 +181,15 @@ def test_flow_flips_under_the_policies(policy, label, flipped):
     assert outcomes == {(True, label)} | ({(False, flipped)} if flipped is not None else set())
 
 
+def test_whether_images_are_flow_is_said_and_not_guessed():
+    """Grey images that are no flow keep their values in a mirror; colour images that are flow would not."""
+    for kind in ("x", "rgb"):
+        image = Image.fromarray(pixels(kind, 1))
+        seen = [np.asarray(transforms.mirror([image], flow)[0]) for flow in (False, True)]
+        np.testing.assert_array_equal(seen[0], pixels(kind, 1)[:, ::-1])
+        np.testing.assert_array_equal(seen[1], 255 - pixels(kind, 1)[:, ::-1])
+
+
 def training_crops(plane, scales):
     """Every training crop of 24 px of a plane, and its mirror image with inverted values."""
     image, found = Image.fromarray(plane), set()
