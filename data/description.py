@@ -57,7 +57,7 @@ def load_dataset_config(dataset: str, **overrides: str | None) -> DatasetConfig:
     Errors: ``DataError`` that names the file, the key and a remedy.
     """
     path = Path(dataset) if dataset.endswith((".yaml", ".yml")) else FOLDER / f"{dataset}.yaml"
-    if not os.path.isfile(path):  # Path.is_file() raises where a name is too long
+    if not os.path.isfile(path):  # Path.is_file() raises if a name is too long
         near = difflib.get_close_matches(dataset, list_datasets(), n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(list_datasets())}, or a path to a .yaml file"
         raise DataError(f"no dataset {shown(dataset)}; {hint}")

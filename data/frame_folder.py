@@ -1,5 +1,6 @@
 """Frames and optical flow from folders of image files, one folder a video."""
 
+import os
 import re
 import string
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from PIL import Image
 
 from .frame_source import FrameSource
 from .image_file import open_image
-from .messages import shown
+from .messages import reason, shown
 from .video_list import DataError, Video
 
 # A field of a template: its place or nothing, and a width of at most 20. Anything else that Python can format, such as
@@ -78,7 +79,7 @@ class FrameFolder(FrameSource):
         try:
             return str(file), open_image(file, mode, self.image_tmpl if flow else None)
         except DataError:
-            if file.exists():
+            if os.path.exists(file):  # Path.exists() raises if a name is too long
                 raise
             raise DataError(self._what_is_missing(video, folder, name)) from None
 
@@ -90,12 +91,15 @@ class FrameFolder(FrameSource):
                 "use a template without it"
             )
         number = int(folder.name)
-        return folder if folder.is_dir() else folder.with_name(format(number, _specs(self.image_tmpl)[0])), number
+        return folder if os.path.isdir(folder) else folder.with_name(format(number, _specs(self.image_tmpl)[0])), number
 
     def _what_is_missing(self, video: Video, folder: Path, name: str) -> str:
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             return f"no folder {folder}; check the dataset's root and the list's paths"
-        files = sorted(path.name for path in folder.iterdir())
+        try:
+            files = sorted(os.listdir(folder))
+        except OSError as error:
+            return f"no frame {name}: folder {folder} cannot be read ({reason(error)})"
         if not files:
             return f"no frame {name}: folder {folder} is empty; extract the video again"
         unit = "frames" if self.fields == 1 else "flow frames of an x and a y file each"

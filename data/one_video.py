@@ -1,5 +1,6 @@
 """A single video that is in no list: a file or a folder of frames, as a list of one with its source."""
 
+import os
 import re
 from collections.abc import Iterable
 from itertools import pairwise
@@ -47,9 +48,12 @@ def open_one_video(path: str | Path) -> tuple[Video, OneVideo, list[str]]:
     """
     path = Path(path)
     try:
-        if not (path.is_dir() or path.is_file()):
+        if os.path.isdir(path):
+            source = _Folder(path)
+        elif os.path.isfile(path):
+            source = _File(path)
+        else:
             raise DataError("no such file or folder")
-        source = _Folder(path) if path.is_dir() else _File(path)
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     return Video(str(path), source.num_frames, 0, str(path)), source, [f"{path}: {note}" for note in source.notes]

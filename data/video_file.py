@@ -1,5 +1,6 @@
 """Frames from video files, decoded by PyAV as a player shows them: turned, mirrored and with square pixels."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -51,7 +52,7 @@ class VideoFile(FrameSource):
     def decode(self, video: Video, numbers: list[int]) -> Iterator[tuple[str, Image.Image]]:
         """RGB frames. Errors: ``DataError`` for a file that is missing, too short or no video."""
         path = self.root / video.path  # an absolute path replaces root
-        if not path.is_file():
+        if not os.path.isfile(path):  # Path.is_file() raises if a name is too long
             raise DataError(f"no file {path}; check the dataset's root and the list's paths")
         try:
             images = read_frames(path, numbers)

@@ -1,4 +1,4 @@
-"""Whatever a list or a dataset file holds, it is read, or refused by one short line: never another error."""
+"""A list or a dataset file of any content is read, or refused by one short line; no other error occurs."""
 
 import string
 from collections.abc import Callable
@@ -24,7 +24,7 @@ DATASET = {
     "source": "folder",
     "categories": "[left, right]",
 }
-TIMES = st.sampled_from([1, 1, 1, 2, 4])  # one odd thing is seldom hidden behind another
+TIMES = st.sampled_from([1, 1, 1, 2, 4])  # seldom many, because one odd thing hides another
 VALID = "".join(f"{key}: {value}\n" for key, value in DATASET.items())
 
 

@@ -1,5 +1,7 @@
 """From a list line to a clip: sampling tables and crop sets of the released code, lists, labels, flips, pixels."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -270,6 +272,19 @@ def test_unreadable_videos_are_errors_in_one_line(videos, how, message, workers)
     with pytest.raises(DataError, match=message) as error:
         list(batches(loader))
     assert "\n" not in str(error.value)
+
+
+def test_a_folder_that_cannot_be_opened_is_an_error_in_one_line(videos, monkeypatch):
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied")
+
+    root, (video, _) = videos
+    long = video._replace(path="x" * 300)  # longer than a file's name may be
+    assert str(eval_set(root, [long])[0]).startswith(f"{root}/list.txt:1: no folder {root}/xxx")
+    (root / "a" / "00011.jpg").unlink()
+    monkeypatch.setattr(os, "listdir", refuse)
+    expected = f"{root}/list.txt:1: no frame 00011.jpg: folder {root}/a cannot be read (Permission denied)"
+    assert str(eval_set(root, [video])[0]) == expected
 
 
 def test_dataset_files(tmp_path, monkeypatch):

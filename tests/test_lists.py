@@ -1,4 +1,4 @@
-"""Lists, categories and dataset files as users bring them: what is read, what is refused, and in which words."""
+"""Lists, categories and dataset files of users: what is read, what is refused, and with which message."""
 
 import os
 import time
@@ -261,7 +261,7 @@ def said(monkeypatch) -> list[str]:
     return lines
 
 
-def test_nothing_is_said_of_a_list_in_which_nothing_is_odd():
+def test_an_ordinary_list_has_no_findings():
     assert findings("a:0 b:1 c:0", 2) == []
     assert overlap_findings(videos("a:0 b:1"), videos("c:0", "val.txt"), "root") == []
 

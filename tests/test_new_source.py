@@ -208,6 +208,7 @@ def test_unreadable_video_files_are_errors_in_one_line(tmp_path, monkeypatch):
     n = len(frames)
     for name, length, message in [
         ("gone", n, f"no file {tmp_path}/gone; check the dataset's root and the list's paths"),
+        ("x" * 300, n, f"no file {tmp_path}/xxx"),
         ("text", n, f"{tmp_path}/text: cannot be decoded ("),
         (
             path,

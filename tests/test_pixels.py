@@ -1,4 +1,4 @@
-"""Images of any make: shown as a viewer shows them, or refused by name; never constant, turned or black."""
+"""Images of all formats are read as a viewer shows them, or refused by name; none becomes constant, turned or black."""
 
 import io
 import struct

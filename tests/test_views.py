@@ -1,4 +1,4 @@
-"""Views of a test: mirrored crops, what a line says of them, several files, what is refused before the work."""
+"""Views of a test: mirrored crops and how the result line names them, several files, and what is refused early."""
 
 import re
 
