@@ -40,7 +40,10 @@ class DatasetConfig:
         return mirror_pairs(self.categories)
 
     def open_source(self) -> FrameSource:
-        """The source of the frames. Errors: ``DataError`` for an unknown kind or settings that it cannot use."""
+        """The source of the frames.
+
+        Errors: ``DataError`` for an unknown kind or settings that it cannot use.
+        """
         return sources.open_source(self)
 
 
@@ -76,7 +79,7 @@ def load_dataset_config(dataset: str, **overrides: str | None) -> DatasetConfig:
 
 
 def _as_seen_from_here(folder: Path) -> Path:
-    """The path relative to the working folder if it lies in there, so that messages and logs hold no longer one."""
+    """The path relative to the working folder if it lies inside, so that messages do not depend on the machine."""
     folder, here = folder.resolve(), Path.cwd()
     return folder.relative_to(here) if folder.is_relative_to(here) else folder
 

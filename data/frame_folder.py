@@ -31,6 +31,7 @@ class FrameFolder(FrameSource):
     y file. Three: the same with the folder's number in front (Something-Something V1); the list may write the folder
     in another way than the files' names, ``42`` for ``000042``. For flow a list gives the number of flow frames, not of
     files: TSM's lists of the third form count x and y files, and its code halves the count, so write half of it here.
+
     Errors: ``DataError`` for a template without a frame number.
     """
 
@@ -50,7 +51,10 @@ class FrameFolder(FrameSource):
             )
 
     def decode(self, video: Video, numbers: list[int]) -> Iterator[tuple[str, Image.Image]]:
-        """RGB frames. Errors: ``DataError`` for a missing folder or frame, and for what ``open_image`` refuses."""
+        """RGB frames.
+
+        Errors: ``DataError`` for a missing folder or frame, and for what ``open_image`` refuses.
+        """
         for number in numbers:
             yield self._open(video, self.root / video.path, self.image_tmpl.format(number), "RGB")
 
@@ -131,7 +135,10 @@ def template_fields(image_tmpl: str) -> int:
 
 
 def _specs(image_tmpl: str) -> list[str]:
-    """The format of each field. Errors: ``ValueError`` for a field that is not a plain number or word."""
+    """The format of each field.
+
+    Errors: ``ValueError`` for a field that is not a plain number or word.
+    """
     specs = []
     for _, name, spec, conversion in string.Formatter().parse(image_tmpl):
         if name is not None:

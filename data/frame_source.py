@@ -69,7 +69,10 @@ class FrameSource(ABC):
 
 
 def _checked(decoded: Iterable[tuple[str, Image.Image]], mode: str) -> list[Image.Image]:
-    """The images. Errors: ``DataError`` for several sizes; ``TypeError``, a bug of the source, for another mode."""
+    """The images.
+
+    Errors: ``DataError`` for several sizes; ``TypeError``, a bug of the source, for another mode.
+    """
     sizes, images = {}, []
     for name, image in decoded:
         if image.mode != mode:

@@ -56,7 +56,10 @@ def open_image(file: Path, mode: str = "RGB", flow: str | None = None) -> Image.
 
 
 def check_size(name: object, size: tuple[int, int]) -> None:
-    """``size``: (width, height) of the frame ``name``. Errors: ``DataError`` if no crops can be cut from this size."""
+    """``size``: (width, height) of the frame ``name``.
+
+    Errors: ``DataError`` if no crops can be cut from this size.
+    """
     width, height = size
     shape = f"{name} is {width}x{height} px (width x height)"
     if min(size) < MIN_SIDE:

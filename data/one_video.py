@@ -32,7 +32,10 @@ class OneVideo(FrameSource):
         return self.num_frames
 
     def _checked(self, first: str, images: dict[str, Image.Image]) -> Iterable[tuple[str, Image.Image]]:
-        """The images with their names. Errors: ``DataError`` unless they have the ``size`` of the ``first`` image."""
+        """The images with their names.
+
+        Errors: ``DataError`` unless they have the ``size`` of the ``first`` image.
+        """
         check_sizes({first: self.size[::-1]} | {name: image.size for name, image in images.items()})
         return images.items()
 

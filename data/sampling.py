@@ -30,7 +30,10 @@ class FrameOrder:
     frame: int = 0
 
     def __call__(self, clip: list[int], seed: int) -> list[int]:
-        """The frame numbers of a clip in this order. Errors: ``ValueError`` for a frame beyond the clip."""
+        """The frame numbers of a clip in this order.
+
+        Errors: ``ValueError`` for a frame beyond the clip.
+        """
         if self.name == "reverse":
             return clip[::-1]
         if self.name == "shuffle":

@@ -50,7 +50,10 @@ class VideoFile(FrameSource):
         _pyav()
 
     def decode(self, video: Video, numbers: list[int]) -> Iterator[tuple[str, Image.Image]]:
-        """RGB frames. Errors: ``DataError`` for a file that is missing, too short or no video."""
+        """RGB frames.
+
+        Errors: ``DataError`` for a file that is missing, too short or no video.
+        """
         path = self.root / video.path  # an absolute path replaces root
         if not os.path.isfile(path):  # Path.is_file() raises if a name is too long
             raise DataError(f"no file {path}; check the dataset's root and the list's paths")
@@ -145,7 +148,10 @@ def _pyav() -> ModuleType:
 
 
 def _frames(container: Any, stream: Any, aspect: Fraction) -> Iterator[tuple[int, Any]]:
-    """PyAV's frames with their numbers. Errors: ``DataError`` for several sizes, or one that allows no crops."""
+    """PyAV's frames with their numbers.
+
+    Errors: ``DataError`` for several sizes, or one that allows no crops.
+    """
     first: tuple[int, int] | None = None
     for number, frame in enumerate(container.decode(stream), start=1):
         size = frame.width, frame.height

@@ -84,7 +84,10 @@ def fingerprint(videos: list[Video]) -> str:
 
 
 def text_lines(file: str | Path) -> list[str]:
-    """The lines of a UTF-8 text. Only a line feed ends a line, as in editors. Errors: ``OSError``, ``ValueError``."""
+    """The lines of a UTF-8 text. Only a line feed ends a line, as in editors.
+
+    Errors: ``OSError``, ``ValueError``.
+    """
     return Path(file).read_bytes().decode("utf-8-sig").split("\n")
 
 

@@ -85,17 +85,17 @@ def training_data(
     check_shared_memory(recipe.workers, plan.per_process * clip_bytes(train_set))
     sampler = StepSampler(len(train_set), plan, distributed.rank(), recipe.seed)
     collate_fn = collate_good if recipe.on_bad_video == "skip" else collate
-    staying = recipe.workers > 0
-    loader = make_loader(
-        train_set, recipe.workers, device, collate_fn, batch_sampler=sampler, persistent_workers=staying
-    )
-    return loader, val_set
+    batching = {"batch_sampler": sampler, "persistent_workers": recipe.workers > 0}
+    return make_loader(train_set, recipe.workers, device, collate_fn, **batching), val_set
 
 
 def check_lists(
     dataset: DatasetConfig, train: list[Video], val: list[Video], allow_overlap: bool, allow_two_labels: bool
 ) -> None:
-    """Log what is odd about the lists. Errors: ``DataError`` for a finding that needs a flag which is not given."""
+    """Log what is odd about the lists.
+
+    Errors: ``DataError`` for a finding that needs a flag which is not given.
+    """
     for videos, file in ((train, dataset.train_list), (val, dataset.val_list)):
         check_list(dataset, videos, file, allow_two_labels)
     _report(overlap_findings(train, val, dataset.root), allow_overlap)
@@ -107,7 +107,10 @@ def check_list(dataset: DatasetConfig, videos: list[Video], file: str, allow_two
 
 
 def _report(findings: list[Finding], allowed: bool) -> None:
-    """Log the findings. Errors: ``DataError`` for the first one that has a remedy, unless such are ``allowed``."""
+    """Log the findings.
+
+    Errors: ``DataError`` for the first one that has a remedy, unless such are ``allowed``.
+    """
     for kind, text in findings:
         if kind in REMEDIES and not allowed:
             raise DataError(f"{text}; {REMEDIES[kind]}")
@@ -116,7 +119,7 @@ def _report(findings: list[Finding], allowed: bool) -> None:
 
 
 def check_clips(dataset: EvalDataset, on_bad_video: str, count: int = 4) -> None:
-    """Read a few videos, spread over the list, before an epoch is spent: a crop that does not fit shows in any of them.
+    """Read a few videos, spread over the list, before an epoch is spent. A crop that does not fit fails on any of them.
 
     Errors: the ``DataError`` of the first one that cannot be read; if such videos are skipped, only if all are such.
     """

@@ -115,7 +115,10 @@ def choose_views(recipe: Recipe, protocol: str | None, **given: object) -> Views
 
 
 def make_test_set(member: Member, views: Views, videos: list, source: FrameSource, order: FrameOrder) -> EvalDataset:
-    """The views of every video as the member takes them. Errors: ``ConfigError`` for an order that no clip can have."""
+    """The views of every video as the member takes them.
+
+    Errors: ``ConfigError`` for an order that no clip can have.
+    """
     frames = member.recipe.num_segments
     if order.name == "repeat" and not 1 <= order.frame <= frames:
         raise ConfigError(f"--repeat_frame {order.frame} is not one of the {frames} frames of a clip")

@@ -90,7 +90,10 @@ class _Watch:
             self.ended.set()
 
     def wait_for(self, get: Callable[[], object]) -> object:
-        """What ``get`` returns. Errors: its own; ``DataError`` if a process was killed or failed meanwhile."""
+        """What ``get`` returns.
+
+        Errors: its own; ``DataError`` if a process was killed or failed meanwhile.
+        """
         self.waiting_since = time.monotonic()
         try:
             result = get()
