@@ -2,13 +2,11 @@
 
 import argparse
 import csv
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from data import DataError, DatasetConfig, Video, load_dataset_config, read_list
-from data.one_video import open_video
+from data import DataError, DatasetConfig, Video, load_dataset_config, open_one_video, read_list
 from data.sampling import AS_IT_IS, FrameOrder
 from engine import config, distributed, log
 from engine.config import ConfigError
@@ -157,34 +155,34 @@ def test(
 
 def name_the_action(args: argparse.Namespace, members: list[Member], precision: Precision) -> None:
     """Print the five most probable classes of ``--video``."""
-    video = open_video(args.video)
-    for note in video.notes:
-        log.info(note)
+    try:
+        video, source, notes = open_one_video(args.video)
+    except DataError as error:
+        raise DataError(f"--video {error}") from None
+    for note in notes:
+        log.info(f"--video {note}")
     scores = []
     for member in members:
         views = member.views
         if member.recipe.modality == "Flow":
             raise ConfigError(f"{member.file}: sees optical flow, which a video does not hold; use an RGB network")
-        if views.resize is None and min(video.size) >= 2 * views.crop:
+        if views.resize is None and min(source.size) >= 2 * views.crop:
             raise ConfigError(
-                f"--video {args.video}: its frames are {video.size[0]}x{video.size[1]}, and without a resize "
+                f"--video {args.video}: its frames are {source.size[0]}x{source.size[1]}, and without a resize "
                 f"{member.file} would see a crop of {views.crop} only; add --resize {views.crop}"
             )
-        dataset = make_test_set(member, [], "", "{:05d}.jpg", frame_order(args))
-        try:
-            clips = dataset.views(video.num_frames, partial(dataset.modality.read_from, video.read, video.num_frames))
-        except DataError:
-            raise
-        except ValueError as error:
-            raise ConfigError(f"--video {args.video}: {error}") from None
-        model = member.model.to(precision.device)
+        dataset = make_test_set(member, [video], source, frame_order(args))
+        item = dataset[0]
+        if isinstance(item, DataError):
+            raise DataError(f"--video {item}")
+        clips, model = item[0], member.model.to(precision.device)
         scores.append(score(model, clips[None].to(precision.device), dataset, args.batch_size, precision))
         check_finite(scores[-1], [args.video], member.file)
     mean = torch.from_numpy(average(scores, [member.share for member in members], args.average))  # (1, K)
     probabilities = (mean if args.average == "softmax" else mean.softmax(1))[0].tolist()
     names = members[0].categories or [f"class {k}" for k in range(len(probabilities))]
     seen = "; ".join(dict.fromkeys(f"{member.views}, input {member.views.input}" for member in members))
-    size = f"{video.size[0]}x{video.size[1]}"
+    size = f"{source.size[0]}x{source.size[1]}"
     log.info(f"{args.video}: {video.num_frames} frames, {protocol_line(members)} (frames of {size}, {seen})")
     for label in highest(mean, 5)[0].tolist():
         log.info(f"{100 * probabilities[label]:6.2f} %  {names[label]}")

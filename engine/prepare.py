@@ -75,7 +75,7 @@ def prepare(args: argparse.Namespace, start: Start, device: torch.device) -> Run
     settings_yaml = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, width=1000)
     info(settings_yaml)
     info(describe_flip(recipe.flip, dataset.categories, dataset.mirror_pairs))
-    info(val_set.modality.describe(dataset.image_tmpl))
+    info(val_set.modality.describe(val_set.source))
     info(batch_line)
     info(describe_top5(dataset.num_classes))
     describe_workers(recipe.workers)

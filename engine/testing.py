@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from data import DatasetConfig, EvalDataset, Video
+from data import DatasetConfig, EvalDataset, FrameSource, Video
 from data.labels import mirror_pairs
 from data.modality import Modality
 from data.sampling import FrameOrder
@@ -165,14 +165,18 @@ def choose_views(recipe: Recipe, protocol: str | None, **given: object) -> Views
     )
 
 
-def make_test_set(member: Member, videos: list, root: str, image_tmpl: str, order: FrameOrder) -> EvalDataset:
-    """The views of every video as the member sees them."""
-    views = member.views
+def make_test_set(member: Member, videos: list[Video], source: FrameSource, order: FrameOrder) -> EvalDataset:
+    """The views of every video as the member sees them.
+
+    Errors: ``ConfigError`` for an order that no clip can have.
+    """
+    views, frames = member.views, member.recipe.num_segments
+    if order.name == "repeat" and not 1 <= order.frame <= frames:
+        raise ConfigError(f"--repeat_frame {order.frame} is not one of the {frames} frames of a clip")
     return EvalDataset(
         videos,
-        root,
-        image_tmpl,
-        member.recipe.num_segments,
+        source,
+        frames,
         resize=views.resize,
         crop_size=views.crop,
         input_size=views.input,
@@ -199,7 +203,7 @@ def score_list(
     """
     parts, left_out = [], {}
     for member in members:
-        test_set = make_test_set(member, videos, dataset.root, dataset.image_tmpl, order)
+        test_set = make_test_set(member, videos, dataset.open_source(), order)
         info(f"{member.file}: {member.model.arch}, {member.views}, {len(videos)} videos{order.suffix}")
         part, _, unread = evaluate(
             member.model.to(precision.device),

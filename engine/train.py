@@ -45,7 +45,7 @@ def train_one_epoch(
     """
     net.train()
     sampler, epoch, device = loader.batch_sampler, state.epoch, state.precision.device
-    sampler.epoch, sampler.first_step, loader.dataset.epoch = epoch, state.step, epoch
+    sampler.epoch, sampler.first_step = epoch, state.step
     feed = _Feed(progress(loader, f"epoch {epoch}"), loader.dataset, device)
     times, waits, speed = Meter(), Meter(), Meter()
     start = time.perf_counter()
@@ -103,18 +103,18 @@ def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
 
 
 class _Feed:
-    """Batches of a loader, brought to the device and normalised, with the time that was waited for them."""
+    """Batches of a loader, moved to the device and normalised, and the time spent waiting for them."""
 
     def __init__(self, batches: Iterator, dataset: TrainDataset, device: torch.device):
         self.bar, self.batches, self.dataset, self.device = batches, iter(batches), dataset, device
-        # Seconds; places in the list; and why some clips, by their places, could not be read: of the last step.
+        # Of the last step: seconds; places in the list; and, by their places, why some clips could not be read.
         self.waited, self.indices, self.unread = 0.0, [], {}
 
     def take(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The next ``count`` batches: float clips (N,T,C,H,W) and labels (M).
 
-        M is below N if some of the N clips could not be read; others of the batch then stand in their places at the
-        end, or, if there is none, grey ones.
+        M is less than N if some of the N clips could not be read. Copies of the batch's other clips then take their
+        places at the end, or grey clips if no clip could be read.
         """
         self.waited, self.indices, self.unread = 0.0, [], {}
         for _ in range(count):

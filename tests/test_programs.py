@@ -102,7 +102,7 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(trained):
 def test_every_epoch_shuffles_and_draws_anew(tmp_path, monkeypatch):
     seen = []
     draw = TrainDataset.__getitem__
-    monkeypatch.setattr(TrainDataset, "__getitem__", lambda self, i: seen.append((self.epoch, i)) or draw(self, i))
+    monkeypatch.setattr(TrainDataset, "__getitem__", lambda self, place: seen.append(place) or draw(self, place))
     result = run_inside("main.py", make_dataset(tmp_path), "tsn_tiny", "--run", "order", *quick_flags(), cwd=tmp_path)
     assert result.returncode == 0, result.stdout
     first, second = ([i for epoch, i in seen if epoch == e] for e in (0, 1))
@@ -180,7 +180,7 @@ def check_views(folder, dataset, weights, scores):
     config = load_dataset_config(str(dataset))
     videos = read_list(config.val_list, 2)
     views = {"resize": 64, "crop_size": 56, "input_size": 48, "short_videos": "spread", "num_crops": 3, "num_clips": 2}
-    test_set = EvalDataset(videos, config.root, config.image_tmpl, 4, **views)
+    test_set = EvalDataset(videos, config.open_source(), 4, **views)
     model = build_model("tsm_tiny", 2, 4).eval()
     load_weights(model, folder / weights)
     for i in range(len(videos)):
