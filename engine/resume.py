@@ -7,7 +7,7 @@ from pathlib import Path
 from data.messages import one_line
 
 from . import checkpoint
-from .config import ConfigError
+from .config import ConfigError, present_names
 from .log import info
 from .state import NO_BEST, TrainingState
 
@@ -25,7 +25,7 @@ class Start:
 
     @property
     def settings(self) -> dict:
-        """The settings of the run that wrote the checkpoint ; empty for a new run."""
+        """The settings of the run that wrote the checkpoint; empty for a new run."""
         return self.content.get("config", {})
 
     @property
@@ -86,7 +86,7 @@ def _similar(folder: Path) -> str:
 
 
 def _flat(settings: dict) -> dict:
-    """The settings that a run depends on, one level deep. Recipe keys keep their names, dataset keys get a prefix."""
+    """The settings that a run depends on, one level deep. Recipe keys have present names, dataset keys a prefix."""
     dataset = {f"dataset {key}": value for key, value in settings.get("dataset", {}).items()}
     others = {key: settings[key] for key in ("variant", "processes") if key in settings}
-    return settings.get("recipe", {}) | dataset | others | settings.get("lists", {})
+    return present_names(settings.get("recipe", {})) | dataset | others | settings.get("lists", {})

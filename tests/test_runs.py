@@ -148,6 +148,23 @@ def test_a_resumed_run_keeps_its_settings_but_for_what_the_command_line_says(tra
     assert settings["flags"]["image_tmpl"] == "{:05d}.jpg" and settings["flags"]["epochs"] == "3"
 
 
+def test_a_checkpoint_with_the_former_names_of_settings_goes_on(trained):
+    """Recipes had ``fc_lr_mult``, ``fc_bias_lr_mult`` and ``sda_lr_mult`` before ``lr_mults``. Datasets had no source."""
+    folder, _ = trained
+    content = torch.load(folder / "one.pth.tar", weights_only=True)
+    recipe, dataset = content["config"]["recipe"], content["config"]["dataset"]
+    del recipe["lr_mults"], dataset["source"]
+    recipe |= {"fc_lr_mult": 3.0, "fc_bias_lr_mult": 4.0, "sda_lr_mult": 1.0}
+    torch.save(content, folder / "former.pth.tar")
+    output = train(folder, "goes_on", "--resume", "former.pth.tar", "--fc_bias_lr_mult", "7", epochs=2, lr=0.04)
+    factors = {name: float(factor) for name, factor in re.findall(r"group: (\w+) has .* lr_mult: ([\d.]+),", output)}
+    assert factors == {"weight": 1, "bn": 1, "fc_weight": 3, "fc_bias": 7}
+    changed = "lr_mults: {'fc': 3.0, 'fc_bias': 4.0, 'sda': 1.0} -> {'fc': 3.0, 'fc_bias': 7.0, 'sda': 1.0}"
+    assert re.findall(r"changed since that checkpoint: (.*)", output) == [changed]
+    result = run_inside("test_models.py", "small.yaml", "--weights", "former.pth.tar", "--workers", 0, cwd=folder)
+    assert result.returncode == 0 and "Top-1" in result.stdout, result.stdout
+
+
 def test_places_given_at_the_start_are_kept(tmp_path):
     make_dataset(tmp_path / "elsewhere")
     (tmp_path / "elsewhere/small.yaml").rename(tmp_path / "small.yaml")  # the folders that it names are not here
