@@ -149,7 +149,7 @@ def test_a_resumed_run_keeps_its_settings_but_for_what_the_command_line_says(tra
 
 
 def test_a_checkpoint_with_the_former_names_of_settings_goes_on(trained):
-    """Recipes had ``fc_lr_mult``, ``fc_bias_lr_mult`` and ``sda_lr_mult`` before ``lr_mults``. Datasets had no source."""
+    """Recipes had ``fc_lr_mult``, ``fc_bias_lr_mult``, ``sda_lr_mult`` before ``lr_mults``. Datasets had no source."""
     folder, _ = trained
     content = torch.load(folder / "one.pth.tar", weights_only=True)
     recipe, dataset = content["config"]["recipe"], content["config"]["dataset"]
