@@ -206,7 +206,10 @@ def present_names(recipe: dict) -> dict:
 
 
 def list_variants(model: str) -> list[str]:
-    """The names that ``load_recipe`` knows as ``variant``. Errors: ``ConfigError``."""
+    """The names that ``load_recipe`` knows as ``variant``.
+
+    Errors: ``ConfigError`` if the recipe file cannot be read.
+    """
     return list(_read(recipe_file(model), "")[1])
 
 
@@ -253,7 +256,10 @@ def coerce(key: str, value: object) -> object:
 
 
 def check_key(key: str, known: typing.Iterable[str], what: str) -> None:
-    """Errors: ``ConfigError`` for an unknown key; it names the nearest known one."""
+    """Check that a key is known.
+
+    Errors: ``ConfigError`` that names the nearest known key.
+    """
     known = list(known)
     if key not in known:
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
@@ -300,7 +306,10 @@ def parse_interval(value: object) -> int | str | None:
 
 
 def parse_factors(value: object) -> dict[str, float]:
-    """``{"fc": 5}`` with numbers of at least 0. Errors: ``ConfigError``."""
+    """A mapping such as ``{"fc": 5}``, with numbers of at least 0.
+
+    Errors: ``ConfigError`` for any other value.
+    """
     if not isinstance(value, dict):
         raise ConfigError(f"lr_mults is {shown(value)}, not factors of groups such as {{fc: 5, fc_bias: 10}}")
     factors = {}
@@ -315,7 +324,10 @@ def parse_factors(value: object) -> dict[str, float]:
 
 
 def parse_views(value: str) -> tuple[int, int]:
-    """``"3x2"`` -> (3 crops, 2 clips). Errors: ``ConfigError`` for any other value."""
+    """``"3x2"`` -> (3 crops, 2 clips).
+
+    Errors: ``ConfigError`` for any other value.
+    """
     crops, _, clips = str(value).partition("x")
     if crops not in map(str, CROPS) or clips not in map(str, CLIPS):
         raise ConfigError(f"views {value!r} must be CROPSxCLIPS with 1, 3, 5 or 10 crops and 1, 2 or 10 clips, as 3x2")

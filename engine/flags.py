@@ -90,7 +90,10 @@ def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def check_model_names(parser: argparse.ArgumentParser, names: list[str]) -> None:
-    """Errors: the parser's, for a name that no model has."""
+    """Check that models have these names.
+
+    Errors: the parser's, for the first unknown name.
+    """
     try:
         for name in names:
             check_model(name)

@@ -105,7 +105,10 @@ class _Watch:
         return result
 
     def _refuse_the_dead(self, patience: float = 0.0) -> None:
-        """Errors: ``DataError`` if a process was killed or failed, whether or not its data had arrived already."""
+        """Check that no process was killed or failed, whether or not its data had arrived already.
+
+        Errors: ``DataError`` with the reason.
+        """
         if patience:
             connection.wait([process.sentinel for process in self.processes], patience)
         for process in self.processes:

@@ -40,7 +40,10 @@ FAMILIES = [
 
 
 def register(family: Family) -> None:
-    """Add a family to those that every program and function knows. Errors: ``ValueError`` for a name that is taken."""
+    """Add a family to those that every program and function knows.
+
+    Errors: ``ValueError`` if one of its models has the name of another model.
+    """
     taken = [name for name in names_of(family) if name in models()]
     if taken:
         raise ValueError(f"a model {taken[0]!r} exists; choose another name for the family")

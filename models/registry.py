@@ -13,7 +13,10 @@ def list_models() -> list[str]:
 
 
 def check_model(name: str) -> None:
-    """Errors: ``ValueError`` for a name that ``build_model`` does not know; it names the nearest known one."""
+    """Check that ``build_model`` knows a name.
+
+    Errors: ``ValueError`` that names the nearest known model.
+    """
     known = list_models()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)

@@ -136,7 +136,10 @@ _SHORT = _Short()
 
 
 def _verify_zip(path: str | os.PathLike) -> None:
-    """Verify the checksums in a zip file, which ``torch.load`` does not do. Errors: ``WeightsError``."""
+    """Verify the checksums in a zip file, which ``torch.load`` does not do.
+
+    Errors: ``WeightsError`` that names the damaged record.
+    """
     with open(path, "rb") as file:
         if file.read(len(ZIP_START)) != ZIP_START:
             return

@@ -217,7 +217,10 @@ def _convert_stem(state: dict[str, Tensor], in_channels: int) -> str:
 
 
 def _check(report: LoadReport, model: VideoResNet, arch: str | None, ignore_classifier: bool) -> None:
-    """Errors: ``WeightsError`` unless every tensor of the model and of the file found its place."""
+    """Check that every tensor of the model and of the file found its place.
+
+    Errors: ``WeightsError`` that names those that did not.
+    """
     untouched = (CLASSIFIER,) if ignore_classifier or report.layout == IMAGENET else ()
     if report.layout == IMAGENET:
         untouched += tuple(model.not_in_imagenet)
