@@ -1,11 +1,12 @@
-"""RSA by each of its paths, at the sizes of RSANet-R50's four stages: ``python -m benchmarks.rsa``.
+"""Speed and memory of each of RSA's paths at the sizes of RSANet-R50's four stages: ``python -m benchmarks.rsa``.
 
-Times are of one run, all paths in turn, and are ratios to the plain path, which is the released order of operations in
-contiguous memory; the others are given channels_last memory, as their network gives it. Peak memory is what a pass
-takes beyond the operator and its input: what is in use at once, and on a CPU also what the process takes. The floor of
-a path is the longer of two times: its multiply-adds at the rate of a dense 3x3 convolution measured in the same run,
-and the input, the output and the weights once through memory at the rate of a copy (of training, three times the
-arithmetic and twice the memory).
+All paths take turns in one run. Times are ratios to the plain path, which computes in the released order of operations
+in contiguous memory. The other paths get channels_last memory, as in their network. Peak memory is what a pass needs
+beyond the operator and its input: the memory in use at once, and on a CPU also the memory of the process.
+
+The floor of a path is the longer of two times: its multiply-adds at the rate of a dense 3x3 convolution measured in the
+same run, and moving input, output and weights through memory once at the rate of a copy. For training it is three times
+the arithmetic and twice the memory.
 """
 
 import argparse
@@ -26,7 +27,7 @@ PASSES = ("forward", "training")
 
 
 def operator(path: str, stage: str, training: bool, args: argparse.Namespace) -> Callable[[], None]:
-    """One pass of the operator over the same clips at each call."""
+    """A function that makes one pass of the operator over the same clips at each call."""
     channels, size = STAGES[stage]
     torch.manual_seed(0)
     rsa = RSA(channels, channels, backend=path).to(args.device, getattr(torch, args.dtype))
@@ -48,7 +49,7 @@ def operator(path: str, stage: str, training: bool, args: argparse.Namespace) ->
 
 
 def work(stage: str, args: argparse.Namespace) -> tuple[float, float]:
-    """Multiply-adds and bytes of a forward pass: projection, three convolutions, three products of small matrices."""
+    """Multiply-adds and bytes of a forward pass: the projection, three convolutions and three small products."""
     channels, size = STAGES[stage]
     positions, heads, taps = args.clips * args.num_segments * size * size, 8, 5 * 7 * 7
     d = channels // heads
@@ -58,7 +59,7 @@ def work(stage: str, args: argparse.Namespace) -> tuple[float, float]:
 
 
 def rates(args: argparse.Namespace) -> tuple[float, float]:
-    """Multiply-adds a second of a dense 3x3 convolution, and bytes a second read and written by a copy."""
+    """Multiply-adds per second of a dense 3x3 convolution, and bytes per second that a copy reads and writes."""
     dtype = getattr(torch, args.dtype)
     frames = args.clips * args.num_segments
     x = torch.randn(frames, 256, 28, 28).to(args.device, dtype, memory_format=torch.channels_last)
@@ -83,7 +84,7 @@ def main() -> None:
     if args.memory_of:
         path, stage, name = json.loads(args.memory_of)
         few = argparse.Namespace(**{**vars(args), "clips": 1, "num_segments": 1})
-        operator(path, "res5", True, few)()  # libraries and code that any first call loads
+        operator(path, "res5", True, few)()  # the first call loads libraries and code
         print(peak_memory(operator(path, stage, name == "training", args), args.device))
         return
 

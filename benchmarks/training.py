@@ -1,8 +1,8 @@
-"""What each switch of training costs and saves: ``python -m benchmarks.training [MODEL ...]``.
+"""Time and memory that each training option costs or saves: ``python -m benchmarks.training [MODEL ...]``.
 
-Every switch is set alone against the plain path (fp32, contiguous memory, nothing compiled). Steps of all settings are
-taken in turn in one process, so that a slow moment of the machine falls on all; a ratio is one of medians. Peak memory
-is of two steps, beyond the network itself: on a CPU of a process for each setting, on a GPU as PyTorch counts it.
+Each option is compared with the plain path (fp32, contiguous memory, not compiled). The settings take turns in one
+process, so that a slow moment of the machine affects all of them. A ratio is a ratio of medians. Peak memory is that of
+two steps, beyond the network itself: on a CPU of one process per setting, on a GPU as PyTorch counts it.
 """
 
 import argparse
@@ -45,7 +45,7 @@ GPU = {
 
 
 class Trainer:
-    """A network and one fixed batch; each call is a step of the path that main.py takes."""
+    """A network and one fixed batch. Each call is a training step as in main.py."""
 
     def __init__(self, model: str, settings: dict, args: argparse.Namespace):
         self.device = torch.device(args.device)
@@ -64,7 +64,7 @@ class Trainer:
         self.batches = [(clips[part], labels[part]) for part in parts]
 
     def __call__(self) -> None:
-        """One step."""
+        """Make one step."""
         # One process holds the trainers of all settings, and these are switches of the process.
         torch.backends.cudnn.benchmark = self.recipe.cudnn_benchmark
         self.precision.apply()
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224, metavar="PX")
     parser.add_argument("--clips", type=int, default=2, metavar="N", help="clips in a step")
     parser.add_argument("--steps", type=int, default=5, metavar="S", help="timed steps of each setting")
-    parser.add_argument("--only", nargs="+", metavar="SETTING", help="with the plain path, these settings alone")
+    parser.add_argument("--only", nargs="+", metavar="SETTING", help="the plain path and only these settings")
     parser.add_argument("--memory_of", help=argparse.SUPPRESS)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")

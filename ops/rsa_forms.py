@@ -1,8 +1,9 @@
 """The two halves of RSA as ``rsa_fused`` computes them: the relation of the keys and the context of the values.
 
-Each is made for one call of the operator, is given its positions a chunk of frames at a time, and collects the
-gradients of its input and of its parameters over the chunks. Letters: N, T, H, W positions, of which a chunk has P; L
-heads, K key, V value, D latent channels.
+An object of these classes serves one call of the operator. It gets the positions one chunk of frames at a time and
+accumulates the gradients of its input and of its parameters over the chunks.
+
+Letters: N, T, H, W positions, of which a chunk has P; L heads, K key, V value, D latent channels.
 """
 
 from functools import cached_property
@@ -26,7 +27,7 @@ class Chunk(NamedTuple):
 
 
 class Relation:
-    """code = q (X^K * H1 + P1), or q itself where there is no H1. From keys (N, T, H, W, K)."""
+    """code = q (X^K * H1 + P1) from keys (N, T, H, W, K). If there is no H1, the code is q."""
 
     def __init__(self, k: Tensor | None, H1: Tensor | None, P1: Tensor | None):
         self.matrices = None
@@ -35,7 +36,7 @@ class Relation:
             self.matrices = _Matrices(k, weight, bias)
 
     def forward(self, q: Tensor, chunk: Chunk) -> tuple[Tensor, Tensor | None]:
-        """(P, L, K) -> (P, L, D); and the matrices (P, K, D), for the backward pass."""
+        """(P, L, K) -> the code (P, L, D), and the matrices (P, K, D) for the backward pass."""
         if self.matrices is None:
             return q, None
         matrices = self.matrices.forward(chunk)
@@ -52,7 +53,7 @@ class Relation:
         return self.matrices.g_x
 
     def gradients(self) -> tuple[Tensor | None, Tensor | None]:
-        """Of H1 and P1."""
+        """The gradients of H1 and P1."""
         return (None, None) if self.matrices is None else (self.matrices.g_weight, self.matrices.g_bias)
 
 
@@ -62,7 +63,7 @@ class ConvolvedContext:
     def __init__(self, v: Tensor, H2: Tensor, G: Tensor | None, I: Tensor | None):
         self.latent, value = H2.shape[0], v.shape[4]
         self.mixes = G is not None
-        # The channels of the values share H2 and G, yet are groups, so that a position's matrix lies in one piece.
+        # All channels of the values share H2 and G. They are still groups, so that a position's matrix is contiguous.
         weight = (H2 if G is None else torch.cat([H2, G])).squeeze(1).to(v.dtype).repeat(value, 1, 1, 1)
         bias = None if I is None else F.pad(I[0].to(v.dtype), (self.latent, 0)).flatten()
         self.matrices = _Matrices(v, weight, bias, shared=True)
@@ -82,7 +83,7 @@ class ConvolvedContext:
             g_u = torch.bmm(g_y, mixing.mT)  # (P, L, V)
         g_matrices[:, :, : self.latent] = torch.bmm(g_u.mT, code)
         g_code = torch.bmm(g_u, context)
-        del context, mixing  # not beside what follows
+        del context, mixing  # frees their memory before the next step needs as much
         self.matrices.backward(g_matrices, chunk)
         return g_code
 
@@ -91,7 +92,7 @@ class ConvolvedContext:
         return self.matrices.g_x
 
     def gradients(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Of H2, G and I."""
+        """The gradients of H2, G and I."""
         weight, bias = self.matrices.g_weight, self.matrices.g_bias
         weight = weight.unflatten(0, (self.g_v.shape[4], -1)).sum(0)
         identity = None if bias is None else bias.unflatten(0, (self.g_v.shape[4], -1))[:, self.latent :]
@@ -103,11 +104,11 @@ class ConvolvedContext:
 
 
 class MapContext:
-    """The same as attention: A = code H2^T, u = A X^V, Z = u (X^V)^T, y = u I + Z G, over the kT maps around a map.
+    """The same as ``ConvolvedContext``, as attention: A = code H2^T, u = A X^V, Z = u (X^V)^T, y = u I + Z G.
 
-    A row of A and Z holds the M = S*kT positions of those maps, S = H*W, so H2 and G are laid out for each position of
-    the map, with zeros where another is farther than the kernel reaches. The products' batches are maps (a chunk's B
-    = N*frames) or positions of a map.
+    Each map of S = H*W positions attends to the kT maps around it. A row of A and Z holds the M = S*kT positions of
+    those maps. H2 and G are therefore laid out for each position of the map, with zeros for positions out of the
+    kernel's reach. The products are batched over maps (B = N*frames of a chunk) or over the positions of a map.
     """
 
     def __init__(self, v: Tensor, H2: Tensor, G: Tensor | None, I: Tensor | None):
@@ -116,7 +117,7 @@ class MapContext:
         self.reach = _reach(v.shape[2:4], self.kernel[1:], v.device)
         self.g_v = self.g_h2 = self.g_g = self.g_identity = None
 
-    # Laid out when first used, so that it is not beside the matrices of a relation: (S, M, D), (S, M, V).
+    # (S, M, D) and (S, M, V), laid out at first use: by then the matrices of the relation are no longer in memory.
     h2 = cached_property(lambda self: self._laid_out(self.H2))
     g = cached_property(lambda self: None if self.G is None else self._laid_out(self.G))
 
@@ -159,7 +160,7 @@ class MapContext:
         return self._gathered(self.g_h2), None if self.g is None else self._gathered(self.g_g), self.g_identity
 
     def _maps(self, x: Tensor) -> Tensor:
-        """(P, L, C) -> (B*L, S, C): a map for each head."""
+        """(P, L, C) -> (B*L, S, C): one map per head."""
         return x.reshape(-1, self.area, *x.shape[1:]).transpose(1, 2).contiguous().flatten(0, 1)
 
     def _positions(self, x: Tensor) -> Tensor:
@@ -168,20 +169,20 @@ class MapContext:
 
     def _laid_out(self, weight: Tensor) -> Tensor:
         """(C, 1, kT, kH, kW) -> (S, M, C): for each position of a map, the weight of every position around."""
-        taps = F.pad(weight.to(self.v.dtype).flatten(3), (0, 1))  # the last, out of reach, is zero
+        taps = F.pad(weight.to(self.v.dtype).flatten(3), (0, 1))  # a last tap of zero, for positions out of reach
         taps = taps.permute(3, 1, 2, 0).flatten(1)  # (kH*kW + 1, kT*C)
         return taps[self.reach].view(self.area, -1, weight.shape[0])
 
     def _gathered(self, gradient: Tensor) -> Tensor:
         """The gradient of a weight (C, 1, kT, kH, kW) from that of ``_laid_out``."""
         kt, kh, kw = self.kernel
-        # A product: it sums in float32 or wider, and the same way each time on a GPU.
+        # A matrix product sums in float32 or wider, and in the same order each time on a GPU.
         taps = F.one_hot(self.reach, kh * kw + 1)[:, : kh * kw].to(gradient.dtype)  # (S*S, kH*kW)
         gradient = taps.T @ gradient.reshape(taps.shape[0], -1)  # (kH*kW, kT*C)
         return gradient.view(kh, kw, 1, kt, -1).permute(4, 2, 3, 0, 1)
 
     def _around(self, chunk: Chunk) -> Tensor:
-        """The values of the kT maps around each frame, zero outside: (B, M, V)."""
+        """The values of the kT maps around each frame, zero outside the clip: (B, M, V)."""
         v, kt = self.v[chunk.clips], self.kernel[0]
         around = v.new_zeros(v.shape[0], chunk.length, *v.shape[2:4], kt, v.shape[4])
         for tap, source, target in _overlaps(chunk.frames, v.shape[1], kt):
@@ -189,7 +190,7 @@ class MapContext:
         return around.flatten(0, 1).flatten(1, 3)
 
     def _add_around(self, g_around: Tensor, chunk: Chunk) -> None:
-        """Add to the gradient of the values that of ``_around``."""
+        """Add the gradient of ``_around``'s output to the gradient of the values."""
         if self.g_v is None:
             self.g_v = torch.zeros_like(self.v)
         g_v, kt = self.g_v[chunk.clips], self.kernel[0]
@@ -199,14 +200,14 @@ class MapContext:
 
 
 def _by_place(x: Tensor, matrices: Tensor) -> Tensor:
-    """(B*L, S, C), (S, C, C') -> (B*L, S, C'): each position of a map has a matrix of its own."""
+    """(B*L, S, C), (S, C, C') -> (B*L, S, C'): multiply each position of a map by its own matrix."""
     y = x.new_empty(*x.shape[:2], matrices.shape[2])
     torch.bmm(x.transpose(0, 1), matrices, out=y.transpose(0, 1))
     return y
 
 
 def _reach(size: tuple[int, int], kernel: tuple[int, int], device: torch.device) -> Tensor:
-    """(H*W*H*W): the tap by which a position sees another, kH*kW where it is out of reach."""
+    """(H*W*H*W): the kernel's tap from one position to another, or kH*kW if the other is out of reach."""
     down, right = (torch.arange(length, device=device) for length in size)
     row = (down - down[:, None] + kernel[0] // 2)[:, None, :, None]  # (H, 1, H, 1)
     column = (right - right[:, None] + kernel[1] // 2)[:, None, :]  # (W, 1, W)
@@ -215,9 +216,9 @@ def _reach(size: tuple[int, int], kernel: tuple[int, int], device: torch.device)
 
 
 class _Matrices:
-    """A matrix (C, outputs) a position: x (N, T, H, W, C) convolved with ``weight`` (C*outputs, kT, kH, kW).
+    """A matrix (C, outputs) per position: x (N, T, H, W, C) convolved with ``weight`` (C*outputs, kT, kH, kW).
 
-    Every channel is a group. ``shared``: all have the same weight.
+    Every channel is a group. If ``shared``, all channels have the same weight.
     """
 
     def __init__(self, x: Tensor, weight: Tensor, bias: Tensor | None, shared: bool = False):
@@ -232,7 +233,7 @@ class _Matrices:
         return y.permute(0, 2, 3, 1).flatten(0, 2).unflatten(1, (groups, -1))
 
     def backward(self, gradient: Tensor, chunk: Chunk) -> None:
-        """Add to the gradients of x, weight and bias those from a gradient (P, C, outputs)."""
+        """Add the contribution of a gradient (P, C, outputs) to the gradients of x, weight and bias."""
         if self.g_x is None:
             self.g_x, self.g_weight = torch.zeros_like(self.x), torch.zeros_like(self.weight)
         if self.bias is not None:
@@ -247,17 +248,18 @@ class _Matrices:
         self._backward_to_x(gradient, weight, used.start, chunk)
 
     def _backward_to_x(self, gradient: Tensor, weight: Tensor, first_tap: int, chunk: Chunk) -> None:
-        """From a gradient (N*frames, C*outputs, H, W), by the weight of the taps in use.
+        """Add the gradient of x from a gradient (N*frames, C*outputs, H, W) and the weight of the taps in use.
 
-        A convolution with the kernel turned round, whose outputs are the taps. They alone would leave most of the lanes
-        idle, so that blocks of the kernel's rows are outputs too; the parts then fall on shifted rows.
+        This is a convolution with the flipped kernel, whose outputs are the kT taps. So few outputs would leave most of
+        the processor's lanes idle. Blocks of the kernel's rows are therefore outputs, too, and are added to shifted
+        rows of the result.
         """
         (h, channels), (kt, kh, kw) = self.x.shape[2::2], weight.shape[1:]
         blocks = min(kh, max(1, LANES // kt))
         rows = -(-kh // blocks)  # of a block
         blocks = -(-kh // rows)
         groups = channels
-        if self.shared:  # the channels as images, since a convolution without groups is faster
+        if self.shared:  # channels become images, because a convolution without groups is faster
             gradient = _channels_last(gradient.unflatten(1, (channels, -1)).flatten(0, 1))
             weight, groups = weight[: len(weight) // channels], 1
         turned = F.pad(weight, (0, 0, 0, blocks * rows - kh)).view(groups, -1, kt, blocks, rows, kw)
@@ -275,7 +277,7 @@ class _Matrices:
                     g_x[:, source, first:last] += part  # (N, frames, rows of the map, W, C)
 
     def _taps(self, chunk: Chunk) -> tuple[Tensor, slice]:
-        """The frames around as channels: (N*frames, C*taps, H, W) in channels_last memory; the taps that see any."""
+        """The neighbouring frames as channels (N*frames, C*taps, H, W), channels_last; the taps that see a frame."""
         x = self.x[chunk.clips]
         overlaps = list(_overlaps(chunk.frames, x.shape[1], self.weight.shape[1]))
         taps = x.new_zeros(x.shape[0], chunk.length, *x.shape[2:], len(overlaps))
@@ -285,7 +287,10 @@ class _Matrices:
 
 
 def _overlaps(places: slice, length: int, size: int):
-    """For each tap of a kernel of ``size``: it, the places it reads for ``places``, and which of these can read."""
+    """For each tap of a kernel: (tap, the places it reads, for which of ``places`` it reads them).
+
+    ``length`` is the number of frames of a clip. Places outside the clip are left out.
+    """
     for tap in range(size):
         shift = tap - size // 2
         first, last = max(places.start, -shift), min(places.stop, length - shift)

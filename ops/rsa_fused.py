@@ -1,16 +1,16 @@
-"""RSA in convolutions and matrix products that processors like, in plain PyTorch: the same function as ``ops.rsa``.
+"""RSA by convolutions and matrix products that run fast, in plain PyTorch: the same function as ``ops.rsa``.
 
-Four changes to the order of the arithmetic of the paper's Fig. 2 (RSA, NeurIPS 2021), none to the result:
+The order of the arithmetic differs from the paper's Fig. 2 (RSA, NeurIPS 2021) in four points; the result is the same:
 
-- A (kT, kH, kW) convolution of (N, T, H, W, C) is a (kH, kW) convolution of N*T images, whose kT frames around are
-  input channels: one grouped Conv2d in channels_last memory in place of Conv3d, and its output is already one small
-  matrix a position. H2 and G see the same input and are one convolution; P1 and I are biases.
-- From left to right, code = q (P1 + X^K * H1), u = code (H2^T X^V)^T, y = u (I + X^V * G): every product has the L
-  heads as rows, none is of D x D matrices.
-- Where the map is hardly larger than the kernel, H2 and G are applied to the code and to u instead of to the values:
-  attention of the positions of a map to those of the maps around, with no convolution (``MapContext``).
-- Both passes go over a few frames at a time, so that the small matrices exist for these only. Nothing is kept for the
-  backward pass but its inputs: it is written out and computes the matrices again.
+- A (kT, kH, kW) convolution of (N, T, H, W, C) becomes a (kH, kW) convolution of N*T images whose input channels are
+  the kT neighbouring frames. One grouped Conv2d in channels_last memory replaces Conv3d, and its output already holds
+  one small matrix per position. H2 and G have the same input and share one convolution; P1 and I are its biases.
+- The products are taken from left to right: code = q (P1 + X^K * H1), u = code (H2^T X^V)^T, y = u (I + X^V * G).
+  Every product has the L heads as rows, and no product is of two D x D matrices.
+- If the map is hardly larger than the kernel, H2 and G are applied to the code and to u instead of to the values. This
+  is attention from the positions of a map to those of the neighbouring maps, without a convolution (``MapContext``).
+- Both passes take a few frames at a time, so that only their small matrices exist at once. The hand-written backward
+  saves only the inputs and recomputes the matrices.
 
 Letters: N, T, H, W positions, of which a chunk has P; L heads, K key, V value, D latent channels.
 """
@@ -22,10 +22,10 @@ from torch import Tensor
 
 from .rsa_forms import Chunk, ConvolvedContext, MapContext, Relation
 
-CHUNK_BYTES = 7 << 20  # of a chunk's small matrices: more takes memory
-CHUNK_KERNELS = 4  # a chunk has at least as many positions as so many kernels: less lays the weights out too often
-MAPS_PAY = 2  # times less arithmetic, which makes up for the smaller products of MapContext
-MAP_BYTES = 16 << 20  # of the weights that MapContext lays out, at most
+CHUNK_BYTES = 7 << 20  # size of a chunk's small matrices; larger chunks take more memory
+CHUNK_KERNELS = 4  # a chunk has at least as many positions as 4 kernels; smaller chunks lay out the weights too often
+MAPS_PAY = 2  # MapContext must need 2 times less arithmetic, because its products are smaller
+MAP_BYTES = 16 << 20  # limit of the weights that MapContext lays out
 EPSILON = 1e-6
 
 
@@ -40,17 +40,18 @@ def relational_self_attention(
 ) -> Tensor:
     """The output of RSA from the queries, keys and values of every position, before they are normalised.
 
-    A term that the variant has not is ``None``: H1 and P1 for the basic kernel "V", P1 for "R", likewise G and I.
+    Terms that the variant lacks are ``None``: H1 and P1 for the basic kernel "V", P1 for "R"; likewise G and I.
 
     Args: ``projected`` (N, T, H, W, L*K [+ K] + V); ``H2`` (D, 1, kT, kH, kW); ``H1`` (K*D, 1, kT, kH, kW);
         ``P1`` (1, K, D); ``G`` (V, 1, kT, kH, kW); ``I`` (1, V, V).
-    Returns (N, T, H, W, V*L), channel v*L + l for head l, in the type of ``projected``. Gradients of first order.
+
+    Returns (N, T, H, W, V*L), channel v*L + l for head l, in the type of ``projected``. Gradients are of first order.
     """
     return torch.ops.rsa.fused(projected, H2, H1, P1, G, I, num_heads)
 
 
 def why_not(device: torch.device, dtype: torch.dtype, kernel_type: str, feat_type: str) -> str | None:
-    """Why this path cannot be used; ``None``, since it always can."""
+    """Why this path cannot be used: always ``None``, because it takes every input."""
     return None
 
 
@@ -73,7 +74,7 @@ def _fused(
         for chunk in sizes.chunks():
             q = queries[chunk.clips, chunk.frames]
             part = context.forward(relation.forward(q.flatten(0, 3), chunk)[0], chunk)  # (P, L, V)
-            # It is linear in q, so that it is what is divided by |q|.
+            # The output is linear in q. Dividing it by |q| replaces dividing q.
             norm = _norm(q).to(q.dtype).squeeze(-1).unsqueeze(-2)  # (N, frames, H, W, 1, L)
             to = y[chunk.clips, chunk.frames].unflatten(-1, (-1, num_heads))  # (N, frames, H, W, V, L)
             torch.div(part.mT.view_as(to), norm, out=to)
@@ -110,7 +111,7 @@ def _fused_backward(
     I: Tensor | None,
     num_heads: int,
 ) -> list[Tensor]:
-    """The gradients of ``projected`` and of the parameters that are there, in their order."""
+    """The gradients of ``projected`` and of the parameters that are not ``None``, in their order."""
     if not projected.numel():
         return [torch.zeros_like(x) for x in (projected, H2, H1, P1, G, I) if x is not None]
     with torch.autocast(projected.device.type, enabled=False):
@@ -145,7 +146,7 @@ def _(gradient, projected, H2, H1, P1, G, I, num_heads):
 
 
 class _Sizes:
-    """The sizes of a call, the form of its context that pays, and its chunks."""
+    """The sizes of a call, the faster form of its context, and its chunks."""
 
     def __init__(self, projected, H2, H1, G, num_heads):
         self.positions = projected.shape[:4]
@@ -172,7 +173,8 @@ class _Sizes:
     def chunks(self):
         """(clips, frames) slices whose matrices take about CHUNK_BYTES.
 
-        Few frames of many clips, rather than many of few: at the ends of a clip they then see fewer frames.
+        A chunk has few frames of many clips rather than many frames of few clips, because the chunks at the ends of a
+        clip then have fewer neighbouring frames.
         """
         n, t, h, w = self.positions
         area = max(1, h * w)
@@ -184,13 +186,13 @@ class _Sizes:
 
 
 def _even(length: int, most: int) -> int:
-    """The size of as few parts of a length as have at most ``most``, all but the last of one size."""
+    """The size of the parts if ``length`` is cut into as few equal parts of at most ``most`` as possible."""
     parts = max(1, -(-length // most))
     return max(1, -(-length // parts))
 
 
 def _norm(x: Tensor) -> Tensor:
-    """|x| over the last dimension, kept, in float32 or wider."""
+    """|x| over the last dimension, which stays with size 1, in float32 or wider."""
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     return (torch.linalg.vecdot(wide, wide).unsqueeze(-1) + EPSILON).sqrt()  # epsilon as released
 

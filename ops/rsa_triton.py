@@ -1,21 +1,23 @@
-"""RSA in Triton kernels for GPUs: the same function as ``ops.rsa``, with no matrix of a position in memory.
+"""RSA in Triton kernels for GPUs: the same function as ``ops.rsa``, without storing the matrices of the positions.
 
-At a position, the relation X^K * H1 is K x D numbers, the context H2^T X^V is V x D, the mixing X^V * G is V x V.
-Stored for all positions they are many times the output. Here a program computes them for a tile of positions, one
-channel of the keys or values after the other, and adds what they give to its L codes (D) and outputs (V numbers):
+At each position, the relation X^K * H1 has K x D numbers, the context H2^T X^V has V x D, and the mixing X^V * G has
+V x V. For all positions together they are many times larger than the output. Here a program computes them for a tile
+of positions, for one channel of the keys or values at a time, and adds the products to its L codes (D numbers each)
+and L outputs (V numbers each):
 
 - ``_forward``: code_l = sum_k q_lk (P1_k + relation_k), then u_lv = context_v . code_l and y_l = sum_v u_lv mixing_v.
-- ``_backward``: from dy and the code the gradients of u, of the code and of the queries, context and relation anew.
-- ``_backward_taps``: the three weights of a neighbourhood (H1, H2, G) see a gradient of one form, a sum over heads of
-  a factor times a row: q_lk dcode_l, du_lv code_l, u_lv dy_l. One kernel, started three times, gives the gradient of
-  the weights and, by atomic additions, that of the keys or values. It takes the larger part of a training step.
+- ``_backward``: the gradients of u, of the code and of the queries, from dy and the code. It recomputes the context,
+  the mixing and the relation.
+- ``_backward_taps``: the gradients of the three weights of a neighbourhood (H1, H2, G) have the same form, a sum over
+  heads of a factor times a row: q_lk dcode_l, du_lv code_l, u_lv dy_l. One kernel, started three times, computes the
+  gradient of the weights and, by atomic additions, that of the keys or values. It takes most of a training step.
 
-Atomic additions come in any order, so the gradient of ``projected`` differs in its last digits from run to run; all
-else is the same every time. Saved for the backward pass are the inputs and the code (N, T, H, W, L, D).
+The order of atomic additions varies, so the last digits of the gradient of ``projected`` differ from run to run. All
+other results are the same every time. The backward saves the inputs and the code (N, T, H, W, L, D).
 
-Letters: N, T, H, W positions, P in all, a program takes BP; L heads, K key, V value, D latent channels; M taps, the
-positions of a neighbourhood. BD, BV, MP, LP are D, V, M, L rounded up to what a matrix product takes. Planes are
-channels first, one key or value channel with its zero padding around, in which a tap is one constant step.
+Letters: N, T, H, W positions, P in total, BP of one program; L heads, K key, V value, D latent channels; M taps, the
+positions of a neighbourhood. BD, BV, MP, LP are D, V, M, L rounded up to sizes that a matrix product takes. A plane is
+one channel of the keys or values with its zero padding. In a plane, each tap is a constant offset.
 """
 
 import torch
@@ -37,7 +39,7 @@ except ImportError:
 
 EPSILON = 1e-6
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-PROGRAMS = 1024  # that share the positions of a gradient of weights: enough for any GPU, few enough to add up
+PROGRAMS = 1024  # programs that share a gradient of weights: enough for any GPU, and few partial sums to add
 
 
 def why_not(device: torch.device, dtype: torch.dtype, kernel_type: str, feat_type: str) -> str | None:
@@ -65,15 +67,17 @@ def relational_self_attention(
 ) -> Tensor:
     """The output of RSA from the queries, keys and values of every position, before they are normalised.
 
-    The variant of the network, ``kernel_type=feat_type="VplusR"`` (paper "Relational Self-Attention", NeurIPS 2021,
+    Only RSANet's variant, ``kernel_type=feat_type="VplusR"`` (paper "Relational Self-Attention", NeurIPS 2021,
     Fig. 2, with H = H1 H2^T and P = H2 P1^T as in ``ops.rsa``).
 
     Args: ``projected`` (N, T, H, W, L*K + K + V) in float32, bfloat16 or float16, of any strides;
         ``H2`` (D, 1, kT, kH, kW); ``H1`` (K*D, 1, kT, kH, kW); ``P1`` (1, K, D); ``G`` (V, 1, kT, kH, kW);
-        ``I`` (1, V, V), in any type: products are of numbers in the type of ``projected``, summed in float32.
-    Returns (N, T, H, W, V*L), channel v*L + l for head l, in the type of ``projected``. Gradients of first order, each
-        in the type of its input.
-    Errors: ``ValueError`` for an input that ``why_not`` has a reason against. Triton's own for bfloat16 on a GPU older
+        ``I`` (1, V, V). Parameters of any type are converted to the type of ``projected``; sums are in float32.
+
+    Returns (N, T, H, W, V*L), channel v*L + l for head l, in the type of ``projected``. Gradients are of first order,
+        each in the type of its input.
+
+    Errors: ``ValueError`` if ``why_not`` gives a reason for the input. Triton's own error for bfloat16 on a GPU older
         than compute capability 8.0.
     """
     return torch.ops.rsa.triton(projected, H2, H1, P1, G, I, num_heads)[0]
@@ -153,7 +157,7 @@ def _triton_backward(
     for part, g, (x, scale) in zip(call.parts(result), found, (q, k, v), strict=True):
         g, x = g.float(), x.float()
         part.copy_((g - x * (x * g).sum(-1, keepdim=True)) * scale)
-    g_h2, g_g = g_h2.sum(0), g_g.sum(0)  # of all values
+    g_h2, g_g = g_h2.sum(0), g_g.sum(0)  # over the channels of the values
     pairs = zip((g_h2, g_h1, g_p1, g_g, g_i), (H2, H1, P1, G, I), strict=True)
     return result, *(x.new_empty(x.shape).copy_(g.reshape(x.shape)) for g, x in pairs)
 
@@ -195,8 +199,8 @@ class _Call:
         if count >= 2**31:
             raise ValueError(f"{count} padded positions are too many for the kernels (2**31); use a smaller batch")
         place = torch.arange(count, dtype=torch.int32, device=projected.device).view(self.padded)
-        self.corners = place[:, :t, :h, :w].flatten()  # (P): where the neighbourhood of a position starts in a plane
-        self.taps = F.pad(place[:1, :kt, :kh, :kw].flatten(), (0, self.MP - self.M))  # (MP): from there to each tap
+        self.corners = place[:, :t, :h, :w].flatten()  # (P): start of each position's neighbourhood in a plane
+        self.taps = F.pad(place[:1, :kt, :kh, :kw].flatten(), (0, self.MP - self.M))  # (MP): offsets of the taps
         self.precision = "tf32" if projected.dtype == torch.float32 and _tf32() else "ieee"
 
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -208,7 +212,7 @@ class _Call:
         return q.permute(5, 4, 0, 1, 2, 3).reshape(self.K, self.L, self.P).contiguous()  # (K, L, P)
 
     def planes(self, x: Tensor) -> Tensor:
-        """Keys or values (N, T, H, W, C) -> (C, N, T+kT-1, H+kH-1, W+kW-1), zeros around."""
+        """Keys or values (N, T, H, W, C) -> (C, N, T+kT-1, H+kH-1, W+kW-1), padded with zeros."""
         result = x.new_zeros(x.shape[-1], *self.padded)
         self.inner(result).copy_(x.movedim(-1, 0))
         return result
@@ -218,8 +222,8 @@ class _Call:
         return planes[:, :, kt : kt + t, kh : kh + h, kw : kw + w]  # (C, N, T, H, W)
 
     def by_tile(self, kernel, queries: Tensor, keys: Tensor, values: Tensor, *tensors: Tensor) -> None:
-        """Start ``_forward`` or ``_backward``: one program for BP positions."""
-        BP = min(64, max(16, 8192 // (self.LP * max(self.BD, self.BV))))  # what registers hold of L codes
+        """Start ``_forward`` or ``_backward``, one program for every BP positions."""
+        BP = min(64, max(16, 8192 // (self.LP * max(self.BD, self.BV))))  # the L codes must fit in registers
         sizes = (self.P, keys[0].numel(), self.K, self.V, self.D, self.L)
         weights = (self.h1, self.p1, self.h2, self.g, self.i)
         blocks = {"LP": self.LP, "BP": BP, "BD": self.BD, "BV": self.BV, "BM": self.BM, "MP": self.MP}
@@ -230,10 +234,10 @@ class _Call:
             )  # fmt: skip
 
     def by_tap(self, factors: Tensor, rows: Tensor, planes: Tensor, weights: Tensor, g_planes: Tensor):
-        """Start ``_backward_taps`` and add up: the gradients of the weights (C or 1, D, M) and of a bias (C, D)."""
+        """Start ``_backward_taps`` and sum its parts: the gradients of weights (C, D|V, M) and a bias (C, D|V)."""
         channels, size, block = planes.shape[0], rows.shape[-1], weights.shape[-1]
         room = 4096 if rows.is_cuda and torch.cuda.get_device_capability(rows.device) < (9, 0) else 8192
-        BP = min(64, max(16, room // (block * rows.element_size())))  # more spills, and older GPUs have less memory
+        BP = min(64, max(16, room // (block * rows.element_size())))  # more spills; older GPUs have less memory
         shares = max(1, min(triton.cdiv(self.P, BP), PROGRAMS // channels))
         g_weights = factors.new_empty(channels, shares, self.MP, block, dtype=torch.float32)
         g_bias = factors.new_empty(channels, shares, block, dtype=torch.float32)
@@ -248,7 +252,7 @@ class _Call:
 
 
 def _block(size: int) -> int:
-    return max(16, triton.next_power_of_2(size))  # matrix products take sizes from 16 up
+    return max(16, triton.next_power_of_2(size))  # matrix products need sizes of at least 16
 
 
 def _tf32() -> bool:
@@ -257,7 +261,7 @@ def _tf32() -> bool:
 
 
 def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x by its length over the last dimension, in its type, and the factor, in float32."""
+    """x / |x| over the last dimension in the type of x, and 1 / |x| in float32."""
     wide = x.float()
     scale = (wide.square().sum(-1, keepdim=True) + EPSILON).rsqrt()
     return (wide * scale).to(x.dtype), scale
@@ -265,7 +269,7 @@ def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @jit
 def _dot(a, b, sum_of, PRECISION: constexpr):
-    if INTERPRETED:  # whose product takes the bits of a bfloat16 for an integer
+    if INTERPRETED:  # the interpreter's product reads the bits of a bfloat16 as an integer
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, sum_of, input_precision=PRECISION)
 
@@ -289,7 +293,7 @@ def _forward(
 ):  # fmt: skip
     p = tl.program_id(0).to(tl.int64) * BP + tl.arange(0, BP)
     l, d, w = tl.arange(0, LP), tl.arange(0, BD), tl.arange(0, BV)
-    at = tl.load(corners + p, mask=p < P, other=0)  # a position past the last computes what is not stored
+    at = tl.load(corners + p, mask=p < P, other=0)  # the results of positions past the last are not stored
     here = (l < L)[:, None] & (p < P)[None, :]  # (LP, BP)
     by_head = l.to(tl.int64)[:, None] * P + p[None, :]
     step = tl.full((), plane, tl.int64)
@@ -391,4 +395,4 @@ def _backward_taps(
         tl.atomic_add(g_planes + at, g_around, mask=here[:, None] & (m < M)[None, :], sem="relaxed")
     part = channel * shares + share
     tl.store(g_weights + (part * MP + m)[:, None] * BD + d[None, :], g_weight)
-    tl.store(g_bias + part * BD + d, bias)  # every block of taps has the same
+    tl.store(g_bias + part * BD + d, bias)  # every block of taps stores the same numbers

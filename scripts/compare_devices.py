@@ -1,12 +1,12 @@
-"""Logits or gradients of networks on a GPU against the CPU's: ``python -m scripts.compare_devices [MODEL ...]``.
+"""Compare logits or gradients of networks on a GPU with the CPU's: ``python -m scripts.compare_devices [MODEL ...]``.
 
-Both devices are given the same weights and clips; the CPU computes in fp32, TF32 is off. A network with RSA is
-computed by every path that the device has. Differences:
+Both devices get the same weights and clips. The CPU computes in fp32, and TF32 is off. A network with RSA is computed
+by every path that the device has. What is compared:
 
-- of logits: the largest, as a share of the largest logit of the CPU. It may be 5e-4 in fp32 and 0.08 in bf16. CPUs
-  computing in fp32 and bf16 were 3e-6 and 0.03 from float64 at most; TF32 is about 2e-3 from it.
-- of gradients: of each parameter the norm of the difference, as a share of the norm of the CPU's gradient plus a
-  hundredth of the largest such norm. It may be 0.1: one ReLU that falls to the other side of zero gives 0.01.
+- Logits: the largest difference, as a share of the CPU's largest logit. The limits are 5e-4 in fp32 and 0.08 in bf16.
+  On CPUs, fp32 and bf16 differed from float64 by at most 3e-6 and 0.03; TF32 differs by about 2e-3.
+- Gradients: the norm of each parameter's difference, as a share of the norm of the CPU's gradient plus a hundredth of
+  the largest such norm. The limit is 0.1. One ReLU whose input falls on the other side of zero changes it by 0.01.
 """
 
 import argparse
@@ -28,18 +28,18 @@ from ops.rsa import BACKENDS
 
 CLASSES, SEGMENTS, SIZE, CLIPS = 5, 8, 64, 2
 TOLERANCE = {"fp32": 5e-4, "bf16": 0.08, "gradients": 0.1}
-BRANCH = 0.2  # gamma of each bottleneck's last BN: at 1, random weights amplify rounding from block to block
+BRANCH = 0.2  # gamma of each bottleneck's last BN; with 1, random weights amplify rounding from block to block
 
 
 def example(name: str) -> tuple[VideoResNet, Tensor]:
-    """A network on the CPU, in which every branch counts, and clips (N, T, 3, H, W)."""
+    """A network on the CPU in which every branch matters, and clips (N, T, 3, H, W)."""
     torch.manual_seed(0)
     model = build_model(name, CLASSES, SEGMENTS, dropout=0.0, stochastic_depth=0.0)
     clips = torch.randn(CLIPS, SEGMENTS, 3, SIZE, SIZE)
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             nn.init.ones_(module.weight)  # RSANet's branches start at zero
-            module.momentum = 1.0  # below, the running statistics become those of these clips
+            module.momentum = 1.0  # the forward pass below sets the running statistics to those of the clips
     for _, _, block in model.blocks():
         nn.init.constant_(block.bn3.weight, BRANCH)
     nn.init.normal_(model.new_fc.weight, std=0.1)
@@ -49,13 +49,13 @@ def example(name: str) -> tuple[VideoResNet, Tensor]:
 
 
 def logits(model: VideoResNet, clips: Tensor, precision: Precision) -> Tensor:
-    """(N, K) float32 on the CPU."""
+    """The logits (N, K) in float32, on the CPU."""
     with torch.no_grad(), precision.autocast():
         return model.eval()(clips.to(precision.device)).float().cpu()
 
 
 def gradients(model: VideoResNet, clips: Tensor, precision: Precision) -> dict[str, Tensor]:
-    """Of the cross-entropy, by the parameter's name, on the CPU."""
+    """The gradients of the cross-entropy by parameter name, on the CPU."""
     model.train().zero_grad()
     labels = torch.arange(len(clips), device=precision.device)
     nn.functional.cross_entropy(model(clips.to(precision.device)), labels).backward()
@@ -63,13 +63,13 @@ def gradients(model: VideoResNet, clips: Tensor, precision: Precision) -> dict[s
 
 
 def compare_logits(found: Tensor, expected: Tensor) -> tuple[float, str]:
-    """The difference of (N, K) logits, and of which class it is."""
+    """The largest difference of two (N, K) logits, and its class."""
     shares = (found - expected).abs().amax(0) / expected.abs().max()
     return _worst({f"class {k}": share for k, share in enumerate(shares.tolist())})
 
 
 def compare_gradients(found: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[float, str]:
-    """The largest difference, and of which parameter it is."""
+    """The largest difference, and its parameter."""
     norms = {name: gradient.norm().item() for name, gradient in expected.items()}
     floor = 0.01 * max(norms.values())
     return _worst({name: (found[name] - expected[name]).norm().item() / (norms[name] + floor) for name in norms})
@@ -90,7 +90,7 @@ def paths(model: VideoResNet, device: torch.device) -> list[str]:
 
 
 def rows(name: str, kind: str, device: torch.device):
-    """(path, difference, where) of a network, for each path."""
+    """(path, difference, class or parameter) for each path of a network."""
     model, clips = example(name)
     compute, compare = (gradients, compare_gradients) if kind == "gradients" else (logits, compare_logits)
     precision = "fp32" if kind == "gradients" else kind

@@ -1,4 +1,4 @@
-"""The checks of ``scripts.check_gpu``: each a function that returns its figure, or raises why there is none."""
+"""The checks of ``scripts.check_gpu``. Each is a function that returns its figure or raises why there is none."""
 
 import importlib.util
 import re
@@ -19,46 +19,46 @@ from .steps import ROOT, StepFailed, Steps
 
 MODELS = ("rsanet_tiny", "sda_tsm_tiny")
 TINY = tuple(name for name in list_models() if name.endswith("_tiny"))
-# Nothing is drawn on the device (dropout, stochastic depth), since a GPU draws other numbers than a CPU. cuDNN takes
-# the same algorithms in each run.
+# Dropout and stochastic depth are off, because a GPU draws other random numbers than a CPU. cuDNN uses the same
+# algorithms in each run.
 TRAINING = {"epochs": 2, "global_batch_size": 8, "lr": 0.02, "workers": 2, "num_segments": 8, "dropout": 0}
 TRAINING |= {"stochastic_depth": 0, "print_every": 1, "pretrained": "none", "cudnn_benchmark": "false"}
-# The largest difference of a loss, an epoch's mean or a validation's; all are about 2.5. On a CPU, another memory
-# layout changes them by 0.004 and bf16 by 0.016, batch norm over half the clips by 0.04, a 1.5 times higher rate by
-# 0.05 to 0.09, another seed by 0.15. In fp16 the loss scaler may leave the first steps out. "same" is the same
-# arithmetic, except for the order of a GPU's sums.
+# The largest allowed difference of an epoch's mean loss or a validation loss; all losses are about 2.5. On a CPU,
+# another memory layout changes them by 0.004, bf16 by 0.016, batch norm over half the clips by 0.04, a 1.5 times higher
+# learning rate by 0.05 to 0.09, and another seed by 0.15. In fp16 the loss scaler may skip the first steps. "same"
+# means the same arithmetic, except for the order of a GPU's sums.
 LOSS_TOLERANCE = {"fp32": 0.02, "compiled": 0.02, "bf16": 0.05, "fp16": 0.1, "same": 0.01}
 SCORE_TOLERANCE = 1e-3  # of the largest score
-RUN, COMPILED, EXPORT, TEST, BENCHMARK = 90, 300, 120, 200, 150  # s, the limits of steps
+RUN, COMPILED, EXPORT, TEST, BENCHMARK = 90, 300, 120, 200, 150  # time limits of the steps in seconds
 
 
 class Differs(Exception):
-    """A figure beyond its tolerance."""
+    """A figure exceeds its tolerance."""
 
 
 class NotHere(Exception):
-    """This machine lacks what a check is about; that counts neither way."""
+    """This machine lacks what the check is about. The check then counts neither as agreeing nor as differing."""
 
 
 class Missing(Exception):
-    """Something that belongs to a check is not installed; the message holds the remedy."""
+    """A package that the check needs is not installed. The message names the remedy."""
 
 
 @dataclass
 class Place:
-    """Where the checks run, what that device has, and what they share."""
+    """The device on which the checks run, and what the checks share."""
 
     device: str  # "cuda", or "cpu" in a rehearsal
     gpus: int
     bf16: bool
     steps: Steps
     dataset: Path  # YAML
-    tables: dict[str, str] = field(default_factory=dict)  # of benchmarks, for the report
+    tables: dict[str, str] = field(default_factory=dict)  # output of the benchmarks, for the report
     shared: dict[object, Future] = field(default_factory=dict)
     lock: Lock = field(default_factory=Lock)
 
     def once(self, key: object, make: Callable[[], object]) -> object:
-        """What ``make`` returns or raises, made by the first check that asks for ``key``; the others wait for it."""
+        """What ``make`` returns or raises. The first check that asks for ``key`` calls it; the other checks wait."""
         with self.lock:
             first = key not in self.shared
             future = self.shared.setdefault(key, Future())
@@ -70,7 +70,7 @@ class Place:
         return future.result()
 
     def train(self, model: str, name: str, processes: int = 0, kill_at: str | None = None, **flags: object) -> Path:
-        """A run of main.py, under torchrun if ``processes``; returns its log. Runs are made once by their names."""
+        """Run main.py, under torchrun if ``processes`` is given; returns the log. Each run is made once."""
         run = f"{model}_{name}"
         values = TRAINING | {"device": self.device} | flags
         words = [ROOT / "main.py", self.dataset, model, "--run", run]
@@ -90,7 +90,7 @@ class Place:
 class Check(NamedTuple):
     name: str
     run: Callable[[Place], str]
-    alone: bool = False  # it measures time: nothing else runs meanwhile
+    alone: bool = False  # for checks that measure time: no other check runs meanwhile
 
 
 # Training
@@ -112,20 +112,20 @@ def compare_losses(found: Path, expected: Path, kind: str, keys: tuple[str, ...]
 
 
 def fp32(place: Place, model: str) -> str:
-    """Against the same training on the CPU."""
+    """Compare with the same training on the CPU."""
     run, on_cpu = place.train(model, "fp32"), place.train(model, "on_cpu", device="cpu")
     return compare_losses(run, on_cpu, "fp32")
 
 
 def other_arithmetic(place: Place, model: str, name: str, **flags: object) -> str:
-    """Against fp32 on the same device."""
+    """Compare with fp32 on the same device."""
     if name == "bf16" and not place.bf16:
         raise NotHere("this GPU has no bf16")
     return compare_losses(place.train(model, name, **flags), place.train(model, "fp32"), name)
 
 
 def resumed(place: Place, model: str) -> str:
-    """SIGKILL in the second epoch, then ``--resume auto``, against the undisturbed run."""
+    """Kill a run in the second epoch, continue it with ``--resume auto``, and compare it with the undisturbed run."""
     expected = place.train(model, "fp32")
     place.train(model, "killed", save_every=1, kill_at="Epoch: [1][0/")
     log = place.train(model, "killed", save_every=1, resume="auto")
@@ -135,22 +135,25 @@ def resumed(place: Place, model: str) -> str:
 
 
 def one_nccl_process(place: Place, model: str) -> str:
-    """Under torchrun, against the run without it."""
+    """Compare a run under torchrun with the run without it."""
     return compare_losses(place.train(model, "torchrun", processes=1), place.train(model, "fp32"), "same")
 
 
 def two_nccl_processes(place: Place, model: str) -> str:
-    """Two processes of 4 clips against one of twice 4: batch norm sees the same clips. Its averages differ."""
+    """Compare two processes of 4 clips with one process that accumulates 2 x 4 clips.
+
+    Batch norm sees the same clips in both; only its running averages differ.
+    """
     needs_two_gpus(place)
     one = place.train(model, "accumulated", batch_size=4)
     return compare_losses(place.train(model, "two", processes=2, batch_size=4), one, "same", keys=("loss",))
 
 
 def joined_batch_norm(place: Place, model: str) -> str:
-    """Two processes whose batch norm is joined, against one process that sees all clips at once."""
+    """Compare two processes with ``--sync_bn`` with one process that sees all clips at once."""
     needs_two_gpus(place)
     if place.device == "cpu":
-        raise NotHere("SyncBatchNorm runs on GPUs alone")
+        raise NotHere("SyncBatchNorm runs only on GPUs")
     return compare_losses(place.train(model, "joined", processes=2, sync_bn="true"), place.train(model, "fp32"), "fp32")
 
 
@@ -163,7 +166,7 @@ def needs_two_gpus(place: Place) -> None:
 
 
 def testing(place: Place, model: str) -> str:
-    """test_models.py on the device against the CPU, with one checkpoint."""
+    """Compare the scores of test_models.py on the device with those on the CPU, for one checkpoint."""
     weights, scores = place.weights(model), []
     for device in (place.device, "cpu"):
         file = place.steps.folder / f"{model}_tested_on_{device}.npz"
@@ -179,14 +182,14 @@ def testing(place: Place, model: str) -> str:
 
 
 def export(place: Place, model: str) -> str:
-    """A checkpoint of the device as a .pt2 file; the program itself compares it with the network."""
+    """Export a checkpoint of the device as a .pt2 file. The export compares the file with the network."""
     out = place.steps.folder / f"{model}.pt2"
     output = place.steps.python("-m", "scripts.export", place.weights(model), "--to", out, limit=EXPORT)
     return last_line(output).rpartition("; ")[2]
 
 
 def devices(place: Place, kind: str, models: tuple[str, ...] = ()) -> str:
-    """Logits or gradients on the device against the CPU's."""
+    """Compare logits or gradients on the device with those on the CPU."""
     if kind == "bf16" and not place.bf16:
         raise NotHere("this GPU has no bf16")
     words = ["-m", "scripts.compare_devices", *models, "--kind", kind, "--device", place.device]
@@ -199,7 +202,7 @@ def devices(place: Place, kind: str, models: tuple[str, ...] = ()) -> str:
 
 
 def kernel_tests(place: Place, file: str, only: str) -> str:
-    """The repository's tests of RSA's paths that run on the device."""
+    """Run the repository's tests of RSA's paths on the device."""
     missing = [name for name in ("pytest", "hypothesis") if importlib.util.find_spec(name) is None]
     if missing:
         raise Missing(f"{missing[0]} is not installed; pip install -r requirements-dev.txt")
@@ -218,14 +221,14 @@ def kernel_tests(place: Place, file: str, only: str) -> str:
 
 
 def triton_tests(place: Place) -> str:
-    """All but those that need no kernels. Without a GPU, Triton's interpreter runs them."""
+    """Run all tests that need the kernels. Without a GPU, Triton's interpreter runs the kernels."""
     if importlib.util.find_spec("triton") is None:
         raise NotHere("triton is not installed")
     return kernel_tests(place, "test_rsa_triton.py", "not says_why_not and not imports_without")
 
 
 def fused_tests(place: Place) -> str:
-    """Those that name their device."""
+    """Run the tests that have the device in their names."""
     return kernel_tests(place, "test_rsa_fused.py", place.device)
 
 
@@ -233,7 +236,7 @@ def fused_tests(place: Place) -> str:
 
 
 def benchmark(place: Place, module: str, on_gpu: list[object], rehearsal: list[object]) -> str:
-    """Its printed table goes into the report."""
+    """Run a benchmark. Its table goes into the report."""
     flags = on_gpu if place.device == "cuda" else rehearsal
     output = place.steps.python("-m", module, "--device", place.device, *flags, limit=BENCHMARK)
     lines = [line for line in output.splitlines() if not re.match(r"  round \d+ of", line)]
@@ -263,7 +266,7 @@ def _of_each_model(form: str, function: Callable[..., str], **settings: object) 
     return [Check(form.format(model), partial(function, model=model, **settings)) for model in MODELS]
 
 
-# In this order, but as many at once as the machine's cores allow: the compiled ones, the longest, early.
+# They start in this order, as many at once as the machine's cores allow. The longest, which compile, start early.
 CHECKS = [
     *_of_each_model("fp32 training of {}", fp32),
     *_of_each_model("compiled training of {}", other_arithmetic, name="compiled", compile="true"),

@@ -1,4 +1,4 @@
-# Sourced by the scripts that train and test: finds the interpreter and the GPUs, runs a program on them.
+# The scripts that train and test source this file. It finds the interpreter and the GPUs and runs a program on them.
 
 find_python() {
     if [ -x .venv/bin/python ]; then
@@ -13,24 +13,24 @@ find_python() {
     fi
 }
 
-# One process for each GPU there is, or one on the CPU.
+# Start one process per GPU, or one process on the CPU: launch <program> ...
 launch() {
     find_python
     if [ "$gpus" -gt 1 ]; then
-        # "--", because torchrun takes the program's --run for an abbreviation of its own --run-path.
+        # "--" is needed because torchrun takes the program's --run for an abbreviation of its own --run-path.
         exec "$python" -m torch.distributed.run --standalone --nproc_per_node "$gpus" -- "$@"
     fi
     exec "$python" "$@"
 }
 
-# The same on each of several nodes, which find each other at host:port: launch_nodes <nodes> <host:port> <id> <program> ...
-# A process that dies is started again with the others; the run goes on from its newest checkpoint.
+# The same on several nodes that meet at host:port: launch_nodes <nodes> <host:port> <id> <program> ...
+# If a process dies, all processes are started again, and the run goes on from its newest checkpoint.
 launch_nodes() {
     local nodes="$1" endpoint="$2" id="$3"
     shift 3
     find_python
-    # A store of its own for each start. In the agents' one, processes look under a count of restarts, which differs
-    # between nodes: only the node whose process died, or noticed it, has counted one.
+    # Each start gets a store of its own. In the store that the agents share, processes look up keys by the number of
+    # restarts. This number differs between nodes, because only a node that notices the death counts a restart.
     export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
     exec "$python" -m torch.distributed.run --nnodes "$nodes" --nproc_per_node "$((gpus > 1 ? gpus : 1))" \
         --rdzv_backend c10d --rdzv_endpoint "$endpoint" --rdzv_id "$id" --max_restarts 3 -- "$@"

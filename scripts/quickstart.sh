@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to Top-1/Top-5: sets up .venv, draws the toy set, trains and tests two small networks on it.
-# Call it again to skip what is done; an interrupted training goes on from its last epoch.
+# A second call skips the steps that are done. An interrupted training goes on from its newest checkpoint.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/setup.sh
@@ -21,5 +21,5 @@ done
 echo
 .venv/bin/python -m scripts.print_results "${files[@]}"
 echo
-echo "Chance is 8.33. Each class is another one played backwards: what averages per-frame scores stays near 50."
+echo "Chance is 8.33. Each class is another one played backwards: a model that averages per-frame scores stays near 50."
 echo "logs: logs/quickstart_*.log   checkpoints, TensorBoard: net_runs/quickstart_*"

@@ -1,5 +1,5 @@
-# Sourced by quickstart.sh and run_tests.sh: makes .venv, installs a requirements file into it once, checks the result.
-# The interpreter is python3, or $PYTHON.
+# quickstart.sh and run_tests.sh source this file. It makes .venv, installs a requirements file once, and checks it.
+# The interpreter is $PYTHON, or python3 if that is not set.
 
 setup() {
     local requirements="$1" python="${PYTHON:-python3}" stamp

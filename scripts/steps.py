@@ -1,4 +1,4 @@
-"""Programs run one after the other or at once, each with a time limit, all inside one time budget."""
+"""Runs Python programs one by one or several at once, each with a time limit, all within one time budget."""
 
 import os
 import signal
@@ -10,12 +10,12 @@ from itertools import count
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-LAST_LINES = 25  # of a failed program's output that are worth reading
+LAST_LINES = 25  # how much of a failed program's output is kept
 POLL = 0.05  # s
 
 
 class StepFailed(Exception):
-    """A program that ended with an error or not within its limit. ``code``: its status, None if it was stopped."""
+    """A program failed or exceeded its time limit. ``code`` is its exit status, or None if it was stopped."""
 
     def __init__(self, message: str, output: str, code: int | None = None):
         super().__init__(message)
@@ -23,11 +23,11 @@ class StepFailed(Exception):
 
 
 class OutOfTime(Exception):
-    """The time budget was used up before the program ended."""
+    """The time budget ran out before the program ended."""
 
 
 class Steps:
-    """Runs Python programs in ``folder``; after ``seconds`` in all, none is started and those that run are killed."""
+    """Runs Python programs in ``folder``. After ``seconds`` in total, it starts no more and kills those that run."""
 
     def __init__(self, folder: Path, seconds: float, threads: int):
         self.folder, self.start = folder, time.monotonic()
@@ -37,23 +37,24 @@ class Steps:
 
     @property
     def seconds(self) -> float:
-        """Since the start."""
+        """Seconds since the start."""
         return time.monotonic() - self.start
 
     def give_up(self) -> None:
-        """As if the time were used up: for Ctrl-C, which reaches none of the programs."""
+        """End the time budget now. Ctrl-C needs this, because it does not reach the programs."""
         self.deadline = self.start
 
     def python(self, *words: object, limit: float, cwd: Path | None = None, kill_at: str | None = None) -> str:
-        """What ``python *words`` prints, both streams together; ``limit`` in seconds.
+        """Run ``python *words`` for at most ``limit`` seconds; returns what it printed on both streams.
 
-        With ``kill_at``, the program and all it started get SIGKILL once this text is printed.
-        Errors: ``StepFailed``, also if that text never comes; ``OutOfTime``.
+        With ``kill_at``, the program and all processes it started get SIGKILL as soon as it prints this text.
+
+        Errors: ``StepFailed``, also if that text never appears; ``OutOfTime``.
         """
         end = time.monotonic() + limit
         if time.monotonic() >= self.deadline:
             raise OutOfTime
-        # Not a pipe: a process that a program leaves behind may hold it open.
+        # A file, because a process that a program leaves behind could hold a pipe open.
         log = self.folder / f"step_{next(self.numbers)}.txt"
         command = [sys.executable, "-W", "ignore", *map(str, words)]
         with open(log, "wb") as file:
@@ -64,7 +65,7 @@ class Steps:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for us alone
+                start_new_session=True,  # so that Ctrl-C reaches only this process
             )
         try:
             while process.poll() is None:
@@ -86,7 +87,7 @@ class Steps:
 
 
 def children(pid: int) -> list[int]:
-    """The processes that a process started; none if it is gone. Linux."""
+    """The child processes of a process; none if it has ended. Linux only."""
     with suppress(FileNotFoundError, ProcessLookupError):
         lists = [file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/children")]
         return [int(child) for child in " ".join(lists).split()]
@@ -94,9 +95,9 @@ def children(pid: int) -> list[int]:
 
 
 def kill_all(pid: int) -> None:
-    """SIGKILL for a process and all it started, torchrun's processes too, which are in other sessions. Linux."""
+    """Send SIGKILL to a process and all its descendants, also those in other sessions, as torchrun's. Linux only."""
     with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGSTOP)  # it starts no others meanwhile
+        os.kill(pid, signal.SIGSTOP)  # so that it starts no more processes meanwhile
         started = children(pid)
         os.kill(pid, signal.SIGKILL)
         for child in started:

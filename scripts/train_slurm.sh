@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train on a Slurm cluster: sbatch [--nodes N ...] scripts/train_slurm.sh <run_name> DATASET MODEL [more flags of main.py]
-# One task a node, which starts a process for each of its GPUs. Five minutes before the time limit the run saves and
-# stops, and the job is put in the queue again; a node that fails has the job requeued by Slurm itself.
+# Each node runs one task, which starts one process per GPU. Five minutes before the time limit the run saves and
+# stops, and this script requeues the job. If a node fails, Slurm itself requeues the job.
 #SBATCH --job-name=motion
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -17,7 +17,7 @@ if [ $# -lt 3 ]; then
     exit 2
 fi
 run="$1"
-# A port of the job's own: two jobs may share a node.
+# Each job has a port of its own, because two jobs may share a node.
 endpoint="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):$((20000 + SLURM_JOB_ID % 20000))"
 status=0
 srun ./scripts/train_nodes.sh "$SLURM_JOB_NUM_NODES" "$endpoint" "$@" || status=$?

@@ -1,8 +1,9 @@
-"""Accidents of every kind at random moments, until the time is up; each must end or go on as documented, and soon.
+"""Causes accidents of every kind at random moments; after each, the run must soon end or go on as documented.
 
-``python -m tests.chaos --minutes 10``: training runs of one and two processes lose loading processes, ranks and main
-processes, are stopped, told to end, meet a full disk and broken frames. After each accident the same command goes on
-with ``--resume auto``. A run that comes to its end must have an undisturbed run's weights and validation line.
+``python -m tests.chaos --minutes 10`` starts training runs of one and two processes. They lose loading processes,
+ranks and main processes, are stopped, get signals to end, and meet a full disk and broken frames. After each accident
+the same command resumes the run with ``--resume auto``. A run that reaches its end must have the weights and the
+validation line of an undisturbed run.
 """
 
 import argparse
@@ -29,19 +30,19 @@ from toy_run import ROOT, make_dataset  # noqa: E402
 
 from scripts.steps import children, kill_all  # noqa: E402
 
-LIMIT = 90.0  # seconds that an end may take; torchrun alone gives its processes 30
+LIMIT = 90.0  # seconds that a run may take to end; torchrun alone gives its processes 30
 EPOCHS = 4
-# Loading processes that stand still are given up soon, so that there is time for more accidents.
+# Runs give up stopped loading processes early, so that there is time for more accidents.
 IMPATIENT = "from engine import workers\nworkers.LOOK_EVERY, workers.LONGEST_STOP = 0.5, 3.0\n"
 
 
 @dataclass
 class Accident:
-    """What is done to a running training, and what may follow: exit statuses for one process, words of the output."""
+    """An accident of a training run, and what may follow: exit statuses of one process, words in the output."""
 
     do: Callable[[subprocess.Popen, Path, random.Random], None]
-    statuses: tuple[int, ...]  # 0 where the run may get to its end all the same
-    words: str = ""  # in the output of a run that ended with status 1
+    statuses: tuple[int, ...]  # 0 if the run may reach its end nevertheless
+    words: str = ""  # in the output if the run ended with status 1
     largest_file: int | None = None  # bytes
 
 
@@ -80,7 +81,7 @@ def ctrl_c_twice(process: subprocess.Popen, _: Path, rng: random.Random) -> None
 
 
 def break_a_frame(process: subprocess.Popen, folder: Path, rng: random.Random) -> None:
-    """It is mended before the next start."""
+    """Damage one frame; ``mend_the_frame`` restores it before the next start."""
     frame = rng.choice(sorted(folder.glob("frames/*/*/*.jpg")))
     (folder / "broken").write_text(str(frame))
     (folder / "whole").write_bytes(frame.read_bytes())
@@ -113,7 +114,7 @@ ACCIDENTS = {
 
 
 def launch(folder: Path, run: str, processes: int, largest_file: int | None = None) -> subprocess.Popen:
-    """A training run that prints every step, in a session of its own; files beyond a size cannot be written."""
+    """Start a training run that prints every step, in a session of its own; it cannot write larger files."""
     script = folder / "impatient.py"
     script.write_text(
         f"import runpy, sys\nsys.argv[0] = 'main.py'\n{IMPATIENT}"
@@ -121,7 +122,7 @@ def launch(folder: Path, run: str, processes: int, largest_file: int | None = No
     )
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        if largest_file is not None:  # what is started inherits it
+        if largest_file is not None:  # the started process inherits it
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, limit[1]))
         return start(folder, run, EPOCHS, processes, program=script, workers=2, print_every=1)
     finally:
@@ -129,15 +130,15 @@ def launch(folder: Path, run: str, processes: int, largest_file: int | None = No
 
 
 def disturb(folder: Path, run: str, processes: int, name: str, rng: random.Random) -> tuple[int, float, str]:
-    """One start of a run with an accident in it: exit status, seconds from the accident to the end, output."""
+    """Start a run and cause an accident; returns exit status, seconds from accident to end, and output."""
     accident = ACCIDENTS[name]
     process = launch(folder, run, processes, accident.largest_file)
     output = ""
     if rng.random() < 0.8:
-        with suppress(AssertionError):  # a run on a full disk never gets so far
+        with suppress(AssertionError):  # a run on a full disk makes no step
             output = wait_for(process, "Epoch: ")
         time.sleep(rng.uniform(0, 1.5))
-    else:  # while it starts
+    else:  # during the start
         time.sleep(rng.uniform(0, 4))
     begin = time.monotonic()
     if process.poll() is None:
@@ -152,12 +153,12 @@ def disturb(folder: Path, run: str, processes: int, name: str, rng: random.Rando
 
 
 def check(name: str, processes: int, status: int, output: str) -> None:
-    """Whether a run ended as documented."""
+    """Assert that a run ended as documented."""
     accident = ACCIDENTS[name]
     if processes == 1:
         assert status in accident.statuses, f"{name}: status {status}, not one of {accident.statuses}: {output[-3000:]}"
         assert "Traceback" not in output or "KeyboardInterrupt" in output, f"{name}: {output[-3000:]}"
-    else:  # torchrun has 1 for all that is not 0
+    else:  # torchrun turns every status other than 0 into 1
         assert status in (0, 1, -2, -9, -15), f"{name}: status {status}: {output[-3000:]}"
         assert '/main.py", line' not in output or name.startswith("Ctrl-C"), f"{name}: {output[-3000:]}"
     if status == 1 and accident.words:
@@ -172,7 +173,7 @@ def same_end(folder: Path, run: str, undisturbed: str) -> None:
 
 
 def chaos(folder: Path, minutes: float, processes_of_runs: list[int], seed: int) -> None:
-    """Disturb runs until the time is up; then let the last ones come to their ends."""
+    """Disturb runs until the time is up, then let the last runs finish."""
     rng, end = random.Random(seed), time.monotonic() + 60 * minutes
     make_dataset(folder, per_class=6)
     happened, runs, finished = Counter(), dict.fromkeys(processes_of_runs, 0), 0

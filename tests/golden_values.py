@@ -12,19 +12,19 @@ FOLDER = Path(__file__).parent / "golden"
 
 
 def table(name: str):
-    """A stored .npz or .json file."""
+    """The content of a stored .npz or .json file."""
     path = FOLDER / name
     return json.loads(path.read_text()) if path.suffix == ".json" else np.load(path)
 
 
 def formula_tensor(name: str, shape, seed: int = 0) -> torch.Tensor:
-    """An input or gradient: standard normal, seeded by its name."""
+    """An input or gradient: standard normal numbers, seeded by the name."""
     rs = np.random.RandomState(zlib.crc32(f"{seed}:{name}".encode()))
     return torch.from_numpy(rs.standard_normal(tuple(shape)).astype(np.float32))
 
 
 def formula_parameter(name: str, shape, seed: int = 0) -> torch.Tensor:
-    """A parameter or buffer under its released name and shape."""
+    """A parameter or buffer, by its released name and shape."""
     shape = tuple(shape)
     n = formula_tensor(name, shape, seed).double()
     leaf = name.rsplit(".", 1)[-1]
@@ -48,14 +48,20 @@ def formula_parameter(name: str, shape, seed: int = 0) -> torch.Tensor:
 
 
 def fill_by_formula(module: nn.Module, prefix: str, seed: int = 0) -> None:
-    """Load ``module`` with formula weights under the names ``prefix.<name>``."""
+    """Fill ``module`` with formula weights for the names ``prefix.<name>``."""
     module.load_state_dict(
         {name: formula_parameter(f"{prefix}.{name}", value.shape, seed) for name, value in module.state_dict().items()}
     )
 
 
+def released_state(name: str, seed: int = 0) -> dict:
+    """A state dict as users have it: released names and 5-D shapes, ``module.`` prefix, formula values."""
+    shapes = table(f"{name}_state_dict.json")
+    return {f"module.{key}": formula_parameter(key, shape, seed) for key, shape in shapes.items()}
+
+
 def relative_error(actual, expected) -> float:
-    """Norm of the difference over the norm of what is expected, in float64."""
+    """The norm of the difference divided by the norm of ``expected``, in float64."""
     actual = actual.detach().double().numpy() if isinstance(actual, torch.Tensor) else np.asarray(actual, np.float64)
     expected = np.asarray(expected, np.float64)
     assert actual.shape == expected.shape, f"{actual.shape} is not {expected.shape}"

@@ -1,7 +1,7 @@
 """Kill a training run at random moments, resume it, and compare its end with an undisturbed run's.
 
-``python -m tests.kill_and_resume --kills 50 [--processes 2]``: SIGKILL to all of its processes, whatever they are doing
-(importing, drawing clips, writing a checkpoint), each time followed by the same command with ``--resume auto``.
+``python -m tests.kill_and_resume --kills 50 [--processes 2]`` sends SIGKILL to all processes of the run, whatever they
+are doing (importing, drawing clips, writing a checkpoint). Each time it resumes the run with ``--resume auto``.
 """
 
 import argparse
@@ -22,18 +22,24 @@ from toy_run import ROOT, make_dataset, quick_flags  # noqa: E402
 
 from scripts.steps import kill_all  # noqa: E402
 
-STEPS = 4  # of an epoch: 8 videos, two a step
+STEPS = 4  # per epoch: 8 videos, two per step
 RESULT = re.compile(r"Validation Results: (Prec@1 \S+ Prec@5 \S+ Loss \S+)")
 NUMBERED = re.compile(r"resnet_rgb_epoch_(\d+)(?:_step_(\d+))?_checkpoint\.pth\.tar")
-# What a run that goes on must draw again or carry over: dropout, stochastic depth, momentum, averaged weights.
+# A resumed run must draw dropout and stochastic depth again, and carry over momentum and averaged weights.
 CHANCE = {"dropout": 0.5, "stochastic_depth": 0.5, "ema_decay": 0.9, "save_every": 1, "global_batch_size": 2}
 
 
 def start(
-    folder: Path, run: str, epochs: int, processes: int = 1, program: Path = ROOT / "main.py", **flags: object
+    folder: Path,
+    run: str,
+    epochs: int,
+    processes: int = 1,
+    program: Path = ROOT / "main.py",
+    python: str = sys.executable,
+    **flags: object,
 ) -> subprocess.Popen:
-    """A training run of ``tsm_tiny`` in a session of its own; it resumes by itself."""
-    launcher = [sys.executable, "-W", "ignore"]
+    """Start a training run of ``tsm_tiny`` in a session of its own; it resumes if the run exists."""
+    launcher = [python, "-W", "ignore"]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "--"]
     words = [str(program), "small.yaml", "tsm_tiny", "--run", run, "--resume", "auto"]
@@ -49,7 +55,7 @@ def start(
 
 
 def wait_for(process: subprocess.Popen, text: str) -> str:
-    """Output up to the first line that holds ``text``."""
+    """Read output up to the first line that contains ``text``, and return it."""
     seen = ""
     for line in process.stdout:
         seen += line
@@ -59,7 +65,7 @@ def wait_for(process: subprocess.Popen, text: str) -> str:
 
 
 def progress_of(folder: Path, run: str) -> tuple[int, int]:
-    """(epochs, steps) of the furthest checkpoint; every one there is must be readable."""
+    """(epochs, steps) of the furthest checkpoint. Every checkpoint of the run must be readable."""
     done = [(0, 0)]
     for path in (folder / "net_runs" / run).glob("*.pth.tar"):
         content = torch.load(path, weights_only=True)
@@ -80,7 +86,7 @@ def weights(folder: Path, run: str, epochs: int) -> dict:
 
 
 def kill_and_resume(folder: Path, kills: int, processes: int = 1, seed: int = 0, epochs: int | None = None) -> str:
-    """Returns the last validation line of the killed run, after asserting that it is the undisturbed one's."""
+    """Assert that a killed run ends as an undisturbed one does; returns its last validation line."""
     epochs = epochs or 3 + 2 * kills
     make_dataset(folder)
     begin = time.monotonic()

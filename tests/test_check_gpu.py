@@ -1,4 +1,4 @@
-"""The check of a GPU, rehearsed on the CPU: its steps, its report, its last line, and that it can fail."""
+"""The GPU check, rehearsed on the CPU: its steps, its report, its last line, and that it can fail."""
 
 import argparse
 import os
@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import quick_python
 import torch
 from toy_run import ROOT
 
@@ -19,7 +20,7 @@ from scripts.steps import OutOfTime, StepFailed, Steps
 
 
 def check(monkeypatch, capsys, *words: object) -> tuple[int, list[str]]:
-    """Exit status and printed lines of a rehearsal."""
+    """Rehearse the check on the CPU; returns the exit status and the printed lines."""
     monkeypatch.setattr(sys, "argv", ["check_gpu", "--device", "cpu", *map(str, words)])
     monkeypatch.setattr("signal.signal", lambda *_: None)
     status = check_gpu.main(check_gpu.parse_args())
@@ -27,7 +28,7 @@ def check(monkeypatch, capsys, *words: object) -> tuple[int, list[str]]:
 
 
 def test_no_gpu_is_said_in_one_line_and_nothing_is_written(tmp_path):
-    path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+    path = f"{os.path.dirname(quick_python.executable())}:{os.environ['PATH']}"
     result = subprocess.run(
         ["bash", str(ROOT / "scripts" / "check_gpu.sh"), str(tmp_path / "out.md")],
         env=os.environ | {"PATH": path, "CUDA_VISIBLE_DEVICES": ""},
@@ -41,7 +42,7 @@ def test_no_gpu_is_said_in_one_line_and_nothing_is_written(tmp_path):
 
 
 def test_a_killed_run_goes_on_and_what_differs_is_said(tmp_path, monkeypatch, capsys):
-    """Through main.py. The tolerance that nothing meets makes the second check fail."""
+    """The checks train through main.py. The second one fails, because no difference is within its tolerance."""
     monkeypatch.setitem(gpu_checks.LOSS_TOLERANCE, "bf16", -1)
     out = tmp_path / "new" / "out.md"
     only = ["--only", "resumed training of sda_tsm_tiny", "bf16 training of sda_tsm_tiny"]
@@ -78,7 +79,7 @@ CASES = {
 
 @pytest.fixture
 def cases(monkeypatch):
-    """Checks of no seconds instead of the real ones."""
+    """Replaces the real checks by checks that take no time."""
     names = [*CASES, "timed"]
     checks = [Check(name, CASES.get(name, lambda place: "a table"), alone=name == "timed") for name in names]
     monkeypatch.setattr(check_gpu, "CHECKS", checks)
@@ -134,7 +135,7 @@ def test_a_step_that_is_stopped_takes_all_it_started_along(tmp_path):
     steps = Steps(tmp_path, 60, threads=1)
     assert steps.python("-c", code, limit=60, kill_at="started") == "started\n"
     child = Path(f"/proc/{(tmp_path / 'child').read_text()}/stat")
-    for _ in range(100):  # whoever inherits it may leave it as a zombie
+    for _ in range(100):  # the process that inherits it may leave it as a zombie
         if not child.exists() or child.read_text().rpartition(")")[2].split()[0] == "Z":
             break
         time.sleep(0.05)
@@ -144,7 +145,8 @@ def test_a_step_that_is_stopped_takes_all_it_started_along(tmp_path):
         steps.python("-c", "print('ended')", limit=60, kill_at="never")
 
 
-def test_what_several_checks_need_is_made_once_and_fails_for_all(tmp_path):
+def test_what_several_checks_need_is_made_once_and_fails_for_all(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.executable", quick_python.executable())
     place = gpu_checks.Place("cpu", 1, True, Steps(tmp_path, 60, threads=1), tmp_path / "none.yaml")
     for _ in range(2):
         with pytest.raises(StepFailed) as error:
@@ -182,10 +184,17 @@ def test_devices_that_compute_the_same_agree(kind, capsys):
     assert [line.split(" | ")[1] for line in lines[2:5]] == ["auto", "reference", "fused"]
 
 
+def test_devices_are_compared_by_the_command(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.executable", quick_python.executable())
+    place = gpu_checks.Place("cpu", 1, True, Steps(tmp_path, 60, threads=1), tmp_path / "none.yaml")
+    figure = gpu_checks.devices(place, kind="gradients", models=("tsn_tiny",))
+    assert figure.startswith("largest difference ") and ", tsn_tiny; tolerance 0.1" in figure
+
+
 @pytest.mark.parametrize("value", [0.9, float("nan")])
 @pytest.mark.parametrize("kind", compare_devices.TOLERANCE)
 def test_devices_that_compute_something_else_differ(kind, value, monkeypatch):
-    """The copy on the device has a wrong RSA."""
+    """The copy on the device has wrong RSA weights."""
 
     def spoil(model: torch.nn.Module) -> None:
         for module in model.modules():

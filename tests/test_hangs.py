@@ -96,9 +96,8 @@ def test_an_unexpected_error_ends_the_program(small, processes, error, message):
     script = program(small, error.split("(")[0], FAILING_STEP.format(error=error))
     flags = quick_flags(workers=2, epochs=40, global_batch_size=2)
     begin = time.monotonic()
-    result = run(
-        script, "small.yaml", "tsn_tiny", "--run", f"{script.stem}{processes}", *flags, cwd=small, processes=processes
-    )
+    words = [script, "small.yaml", "tsn_tiny", "--run", f"{script.stem}{processes}", *flags]
+    result = run(*words, cwd=small, processes=processes, fresh=True)
     assert result.returncode == 1 and message in result.stdout, result.stdout
     assert time.monotonic() - begin < 2 * LIMIT
 

@@ -1,4 +1,4 @@
-"""Rules of the house: imports run one way, files stay short, one list of requirements, recipes are whole."""
+"""Rules of the house: imports run one way, files stay short, nothing is written twice, recipes are complete."""
 
 import ast
 import sys
@@ -41,7 +41,7 @@ def test_imports_run_one_way():
 
 
 def test_operators_need_torch_alone():
-    """One file can be copied into other code; only RSA's fused path is two. Its Triton path needs triton to run."""
+    """Each file can be copied into other code. RSA's fused path is two files; the Triton path needs triton."""
     allowed = {"torch", *sys.stdlib_module_names}
     more = {"rsa_fused.py": {"."}, "rsa_triton.py": {"triton"}}
     for path in (ROOT / "ops").glob("*.py"):
@@ -50,7 +50,7 @@ def test_operators_need_torch_alone():
 
 
 def imported(path: Path) -> set[str]:
-    """The top-level names that a file imports; its own package as "."."""
+    """The top-level names that a file imports. Its own package is "."."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
@@ -58,6 +58,25 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
     return names
+
+
+def test_no_test_module_imports_another():
+    """Tests share helper modules. A test file that is edited or moved then breaks no other."""
+    for path in (ROOT / "tests").glob("*.py"):
+        assert not {name for name in imported(path) if name.startswith("test_")}, path
+
+
+def test_no_function_or_class_is_written_twice():
+    """Bodies of at least four statements differ. Names and docstrings do not count."""
+    found: dict[str, str] = {}
+    for path in (path for room in MAY_IMPORT for path in sorted((ROOT / room).glob("*.py"))):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                body = node.body[ast.get_docstring(node) is not None :]
+                if sum(isinstance(part, ast.stmt) for line in body for part in ast.walk(line)) >= 4:
+                    place = f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
+                    first = found.setdefault("".join(map(ast.dump, body)), place)
+                    assert first == place, f"{place} is {first} again; keep one of them"
 
 
 def test_no_file_is_long():
@@ -84,7 +103,7 @@ def test_every_model_has_a_recipe_for_every_dataset(model):
 
 
 def test_recipes_that_nobody_published_say_so():
-    """Published are: TSN, TSM and the papers' networks on Something-Something, TSN and TSM on Kinetics and UCF101."""
+    """Published are all networks on Something-Something, and TSN and TSM on Kinetics and UCF101."""
     families = ("tsn", "tsm", "sda_tsn", "sda_tsm", "rsanet")
     published = {(family, f"something_v{version}") for family in families for version in (1, 2)}
     published |= {(family, dataset) for family in ("tsn", "tsm") for dataset in ("kinetics400", "ucf101")}
@@ -96,7 +115,7 @@ def test_recipes_that_nobody_published_say_so():
 
 
 def test_a_dataset_changes_what_a_recipe_builds_on_but_not_what_it_says():
-    """TSM's fine-tuning of UCF101 reaches SDA only where SDA's own recipe is silent."""
+    """TSM's fine-tuning on UCF101 changes only those keys of SDA that SDA's own recipe does not set."""
     tsm, sda, rsa = (load_recipe(f"{name}_r50", "ucf101") for name in ("tsm", "sda_tsm", "rsanet"))
     assert (tsm.epochs, tsm.lr, tsm.lr_steps, tsm.dropout, tsm.partial_bn) == (25, 0.001, [10, 20], 0.8, True)
     assert (sda.epochs, sda.lr, sda.dropout, sda.global_batch_size, sda.flip) == (50, 0.01, 0.5, 36, "swap")
@@ -123,7 +142,7 @@ def test_class_counts():
 
 
 def test_published_recipes():
-    """The settings of the released code and logs, and the variant where those two differ."""
+    """The settings of the released code and logs, and the variant for settings in which those differ."""
     v1, v2 = load_recipe("rsanet_r50", "something_v1"), load_recipe("rsanet_r50", "something_v2")
     script = load_recipe("rsanet_r50", "something_v1", "script_v1")
     assert (v1.epochs, v1.dropout, v1.eval_every, v1.eval_last) == (80, 0.5, 1, 10)

@@ -1,11 +1,12 @@
 """The three R50 networks against the released code: names, logits, four training steps, groups, schedule, cost."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from golden_values import formula_parameter, formula_tensor, relative_error, table
+from golden_values import formula_tensor, relative_error, released_state, table
 
 from engine.batch import BatchPlan
 from engine.config import load_recipe
@@ -16,6 +17,7 @@ from engine.step import train_step
 from models import build_model, load_weights
 from models.costs import costs
 
+README = Path(__file__).parents[1] / "README.md"
 NAMES = ["rsanet_r50", "sda_tsn_r50", "sda_tsm_r50"]
 TRAINING = {
     "rsanet": (
@@ -24,12 +26,6 @@ TRAINING = {
     ),
     "sda": ({"lr": 0.01, "momentum": 0.9, "nesterov": False, "weight_decay": 1e-4}, {"clip_gradient": 20}),
 }
-
-
-def released_state(name: str, seed: int = 0) -> dict:
-    """A state dict as users have it: released names and 5-D shapes, ``module.`` prefix, formula values."""
-    shapes = table(f"{name}_state_dict.json")
-    return {f"module.{key}": formula_parameter(key, shape, seed) for key, shape in shapes.items()}
 
 
 def golden_model(name: str):
@@ -128,3 +124,4 @@ def test_costs(name, parameters, multiply_adds):
         actual_parameters, actual = costs(build_model(name, 174, t), t, 224)
         assert actual_parameters == parameters
         assert math.isclose(actual / 1e9, multiply_adds * t / 8, rel_tol=5e-3)
+        assert f"| {name} | {t} | 224 | {actual_parameters:,} | {actual / 1e9:.3f} |" in README.read_text()

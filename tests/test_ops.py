@@ -1,4 +1,4 @@
-"""The operators against their definitions, on odd sizes, in every variant; and their errors."""
+"""The operators against their definitions, on odd sizes and in every variant, and their error messages."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ odd = st.sampled_from([1, 3, 5])
 
 
 def rsa_by_definition(rsa: RSA, x: torch.Tensor) -> torch.Tensor:
-    """The paper's Fig. 2, position by position, with the full H = H1 H2^T and P = H2 P1^T and an explicit context."""
+    """The paper's Fig. 2 for each position, with the full H = H1 H2^T and P = H2 P1^T and an explicit context."""
     n, _, t, h, w = x.shape
     heads, key, value = rsa.num_heads, rsa.key_dim, rsa.value_dim
     projected = rsa.projection(x)
@@ -26,7 +26,7 @@ def rsa_by_definition(rsa: RSA, x: torch.Tensor) -> torch.Tensor:
 
     kt, kh, kw = rsa.kernel_size
     pad = (kw // 2,) * 2 + (kh // 2,) * 2 + (kt // 2,) * 2
-    # A position outside is zero; inside, keys and values are normalised before they are looked at.
+    # Keys and values are normalised first. Positions outside the clip are zero.
     k = F.pad(unit(k.movedim(1, -1)).movedim(-1, 1), pad)
     v = F.pad(unit(v.movedim(1, -1)).movedim(-1, 1), pad)
     h2 = rsa.H2.weight.flatten(1).T  # (M, D)
@@ -166,7 +166,7 @@ def test_temporal_shift():
 
 
 def test_temporal_shift_compiled_and_its_gradient():
-    """A compiler sees plain operations; the gradient is the shift back, to any order."""
+    """A compiler sees plain operations. Gradients of any order are shifts, too."""
     shift, x = TemporalShift(3, fold_div=4), torch.randn(6, 9, 2, 3, dtype=torch.float64, requires_grad=True)
     compiled = torch.compile(shift, fullgraph=True, backend="eager")
     weight = torch.randn_like(shift(x))
@@ -181,7 +181,7 @@ def test_temporal_shift_compiled_and_its_gradient():
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_sda_keeps_the_layout(memory_format):
-    """Within too: kernels that are given two layouts are several times slower."""
+    """Also inside, because kernels whose inputs have two layouts are several times slower."""
     x = torch.randn(6, 64, 6, 4)
     sda, seen = SDA(64, 3), []
     expected = sda(x)

@@ -34,7 +34,7 @@ def trained(tmp_path_factory):
     """A folder with a dataset and a run of two epochs."""
     folder = tmp_path_factory.mktemp("trained")
     dataset = make_dataset(folder)
-    result = run("main.py", dataset, "tsm_tiny", "--run", "first", *quick_flags(**CHANCE), cwd=folder)
+    result = run("main.py", dataset, "tsm_tiny", "--run", "first", *quick_flags(**CHANCE), cwd=folder, fresh=True)
     assert result.returncode == 0, result.stdout
     return folder, dataset, result.stdout
 
@@ -141,7 +141,7 @@ def test_an_error_under_torchrun_is_one_line(tmp_path):
     dataset = make_dataset(tmp_path)
     lines = (tmp_path / "train.txt").read_text().splitlines()
     (tmp_path / "train.txt").write_text("\n".join([*lines[:-1], lines[-1][:-1] + "9"]))
-    result = run("main.py", dataset, "tsn_tiny", "--run", "bad", *quick_flags(), cwd=tmp_path, processes=2)
+    result = run("main.py", dataset, "tsn_tiny", "--run", "bad", *quick_flags(), cwd=tmp_path, processes=2, fresh=True)
     assert result.returncode != 0 and result.stdout.count("error: ") == 1, result.stdout
     assert "train.txt:8: label 9 is not below num_classes 2" in result.stdout
     assert 'main.py", line' not in result.stdout  # none of our processes prints a traceback

@@ -1,4 +1,4 @@
-"""Every command that README publishes runs, on toy data; a new command must be given its toy form here."""
+"""Every command that README publishes runs on toy data. A new command needs a toy form here."""
 
 import os
 import re
@@ -6,11 +6,13 @@ import shutil
 import socket
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+import quick_python
 import torch
 import yaml
 from toy_run import NAMES, ROOT, make_dataset, quick_flags, run
@@ -34,7 +36,7 @@ def commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    """A checkout with data of its own: the 'something' sets are 174 classes of which the videos hold two."""
+    """A checkout with its own data. The 'something' sets have 174 classes, but videos of only two."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("ops", "models", "engine", "data", "scripts", "figs", "logs", "benchmarks", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("toy_something", "__pycache__"))
@@ -74,7 +76,7 @@ def workplace(tmp_path_factory):
 
 
 def write_clip(file: Path) -> None:
-    """A second of grey noise."""
+    """One second of grey noise."""
     with av.open(str(file), "w") as container:
         stream = container.add_stream("mpeg4", rate=12)
         stream.width = stream.height = 64
@@ -84,7 +86,7 @@ def write_clip(file: Path) -> None:
 
 
 def write_slurm_stubs(folder: Path) -> None:
-    """The three commands of Slurm that a job needs, on one machine: srun starts one process for each node."""
+    """Stand-ins for the three Slurm commands that a job needs. srun starts the processes of all nodes here."""
     nodes = 'export SLURM_JOB_ID=7 SLURM_JOB_NUM_NODES="$2" SLURM_JOB_NODELIST=localhost SLURM_SUBMIT_DIR="$PWD"'
     stubs = {
         "sbatch": f'[ "$1" = --nodes ] || exit 9\n{nodes}\nshift 2\nexec bash "$@"\n',
@@ -97,7 +99,7 @@ def write_slurm_stubs(folder: Path) -> None:
         (folder / name).chmod(0o755)
 
 
-# A training with the published flags and these added is one of seconds.
+# With these flags after the published ones, training takes seconds.
 SHORT = " ".join(quick_flags(epochs=1)) + " --pretrained none"
 SMALL = f"{SHORT} --num_segments 8 --train_resize none --val_resize 48 --val_crop 48 --input_size 48"
 FEW = "--device cpu --workers 0 --input 48"
@@ -109,23 +111,30 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def toy_form(command: str) -> str | None:
-    """The command as the test runs it, or None if another test or CI itself runs it as it stands."""
-    if command in ("./scripts/quickstart.sh", "./scripts/run_tests.sh"):
-        return None  # run_tests.sh runs this test; quickstart has a test of its own below
-    if command.startswith("./scripts/train_nodes.sh 2 node1:29500 "):  # both nodes are this machine
+# quickstart.sh has a test of its own below, and run_tests.sh runs this test.
+ELSEWHERE = ("./scripts/quickstart.sh", "./scripts/run_tests.sh")
+PUBLISHED = [command for command in commands() if command not in ELSEWHERE]
+
+
+def toy_form(command: str) -> str:
+    """The command as the test runs it."""
+    if command.startswith("./scripts/train_nodes.sh 2 node1:29500 "):  # both nodes run on this machine
         here = command.replace("node1:29500", f"localhost:{free_port()}")
         return f"{here} {SMALL} & first=$!; {here} {SMALL} && wait $first"
     if command == "python -m benchmarks.training":
-        return f"{command} tsn_tiny --size 32 --steps 1 --only channels_last activation_checkpointing"
+        return f"{command} tsn_tiny --size 32 --steps 1 --only channels_last"
     if command == "python -m benchmarks.rsa":
         return f"{command} --clips 1 --num_segments 2 --rounds 1 --stages res5"
     if command == "python -m benchmarks.network":
         return f"{command} rsanet_tiny --size 32 --rounds 1"
     if command == "python -m tests.kill_and_resume --kills 50":
-        return "python -m tests.kill_and_resume --kills 1"
+        return f"{sys.executable} -m tests.kill_and_resume --kills 1"  # it must see the processes that it kills
     if command == "python -m tests.chaos --minutes 10":
-        return "python -m tests.chaos --minutes 0 --processes 1"
+        return f"{sys.executable} -m tests.chaos --minutes 0 --processes 1"
+    if command == "python -m models.costs":  # test_costs compares the rows of all networks
+        return f"{command} tsn_r50"
+    if command.startswith("python -m models.costs "):
+        return f"{command} --num_segments 4 --size 64"
     if command == "./scripts/check_gpu.sh":  # its steps have a test of their own
         return f"! {command} 2>error && grep 'no GPU' error"
     if command.startswith("python -m scripts.export "):
@@ -134,22 +143,45 @@ def toy_form(command: str) -> str | None:
         return f"{command} {SMALL}"
     if command.startswith(("./scripts/test_", "./scripts/ensemble.sh", "python test_models.py")):
         return f"{command} {FEW}"
-    if command.startswith(("python -m models.costs", "python -m scripts.", "python -m figs.")):
+    if command.startswith(("python -m scripts.", "python -m figs.")):
         return command
     raise AssertionError(f"README publishes a command without a toy form: {command}")
 
 
-def test_published_commands(workplace):
-    """In the README's order: what is trained first is tested later."""
-    path = f"{os.path.dirname(sys.executable)}:{workplace / 'bin'}:{os.environ['PATH']}"
+def needed_by(command: str) -> list[str]:
+    """The earlier commands whose run or score file this command names."""
+    words = set(re.split(r"[\s/,]", command))
+    earlier = PUBLISHED[: PUBLISHED.index(command)]
+    made = re.compile(r"(?:--run|--scores|train_Something_v\d\.sh) (\S+)")
+    return [other for other in earlier if words.intersection(made.findall(other))]
+
+
+@pytest.fixture(scope="module")
+def outcome(workplace):
+    """A function that runs the toy form of a published command once and returns the completed process."""
+    (workplace / "bin" / "python").symlink_to(quick_python.executable())
+    path = f"{workplace / 'bin'}:{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": ""}
-    for command in filter(None, map(toy_form, commands())):
-        result = subprocess.run(
-            ["bash", "-c", command], cwd=workplace, env=environment, text=True, capture_output=True, timeout=400
+
+    @cache
+    def run_once(command: str) -> subprocess.CompletedProcess:
+        words = ["bash", "-c", toy_form(command)]
+        return subprocess.run(words, cwd=workplace, env=environment, text=True, capture_output=True, timeout=400)
+
+    return run_once
+
+
+@pytest.mark.parametrize("command", PUBLISHED, ids=PUBLISHED)
+def test_published_command(outcome, command):
+    """The commands whose files this one needs run first, also if the test runs alone."""
+    for earlier in needed_by(command):
+        assert outcome(earlier).returncode == 0, (
+            f"{command}\nneeds what an earlier command makes, which failed: {earlier}"
         )
-        assert result.returncode == 0, f"{command}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}"
-        if command == "python -m models.costs":
-            assert result.stdout.strip() in README, "the cost table is not what the command prints"
+    result = outcome(command)
+    assert result.returncode == 0, f"{command}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}"
+    if command == "python -m models.costs":
+        assert result.stdout.strip() in README, "the cost table is not what the command prints"
 
 
 def test_toy_table_is_what_the_logs_say():
@@ -162,16 +194,16 @@ def test_toy_table_is_what_the_logs_say():
 
 
 def test_published_python(workplace):
-    """Each block in a process of its own, which imports this checkout's packages and no others."""
+    """Each block runs in a process of its own, which imports the packages of the checkout."""
     for code in blocks("python"):
         result = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", code], cwd=workplace, text=True, capture_output=True, timeout=120
+            [quick_python.executable(), "-c", code], cwd=workplace, text=True, capture_output=True, timeout=120
         )
         assert result.returncode == 0, code + result.stderr
 
 
 def test_quickstart(workplace):
-    """The script on four videos and short recipes, set-up left out: it trains, tests, prints, and then skips."""
+    """Without set-up, on four videos, with short recipes: it trains, tests and prints; a second call only prints."""
     for model in ("rsanet_tiny", "tsn_tiny"):
         recipe = workplace / "models" / "recipes" / f"{model}.yaml"
         content = yaml.safe_load(recipe.read_text())
@@ -196,6 +228,21 @@ def test_quickstart(workplace):
     second = quickstart()
     assert second.returncode == 0 and "Epoch:" not in second.stdout and "Epoch:" in first.stdout
     assert second.stdout.strip() == table.strip()
+
+
+PROGRAMS = [
+    path
+    for room in ("benchmarks", "figs", "models", "scripts", "tests")
+    for path in sorted(set((ROOT / room).glob("*.py")) - set((ROOT / room).glob("test_*")))
+    if "argparse.ArgumentParser(" in path.read_text() and 'if __name__ == "__main__":' in path.read_text()
+]
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.stem)
+def test_every_program_explains_itself(path):
+    words = [quick_python.executable(), "-m", f"{path.parent.name}.{path.stem}", "--help"]
+    result = subprocess.run(words, cwd=ROOT, text=True, capture_output=True, timeout=60)
+    assert result.returncode == 0 and result.stdout.startswith("usage: ") and not result.stderr, result.stderr
 
 
 def test_help_names_every_recipe_key():

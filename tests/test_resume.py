@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+import quick_python
 import torch
 from kill_and_resume import kill_and_resume, last_result, progress_of, start, wait_for, weights
 from toy_run import ROOT, make_dataset, quick_flags, run_inside
@@ -29,7 +30,7 @@ def undisturbed(tmp_path_factory):
     """A folder with a dataset and a run of three epochs of four steps."""
     folder = tmp_path_factory.mktemp("undisturbed")
     make_dataset(folder)
-    process = start(folder, "undisturbed", 3)
+    process = start(folder, "undisturbed", 3, python=quick_python.executable())
     output = process.communicate()[0]
     assert process.returncode == 0, output
     return folder
@@ -48,7 +49,7 @@ def test_a_signal_finishes_the_step_and_saves(undisturbed, number):
     epochs, steps = progress_of(undisturbed, run)
     assert epochs == 1 and 1 <= steps <= 4
     assert f"stopped, 1 epochs and {steps} steps done" in output and "go on with --resume auto" in output
-    process = start(undisturbed, run, 3)
+    process = start(undisturbed, run, 3, python=quick_python.executable())
     output = process.communicate()[0]
     assert process.returncode == 0 and f"epoch_1_step_{steps}_checkpoint.pth.tar: 1 epochs and" in output, output
     assert last_result(undisturbed, run) == last_result(undisturbed, "undisturbed")
@@ -64,7 +65,7 @@ def test_a_signal_during_validation_is_no_loss(undisturbed):
     output = process.communicate()[0]
     # The signal comes during validation or, if that is already over, during the first step of the next epoch.
     assert process.returncode == EXIT_CODE and progress_of(undisturbed, "val") >= (0, 4), output
-    process = start(undisturbed, "val", 3)
+    process = start(undisturbed, "val", 3, python=quick_python.executable())
     assert process.wait() == 0 and last_result(undisturbed, "val") == last_result(undisturbed, "undisturbed")
 
 
@@ -144,7 +145,9 @@ def test_parts_of_a_killed_writer_are_cleared(tmp_path):
     assert result.returncode == 0 and not part.exists(), result.stdout
 
 
-def agents(folder, run: str, nodes: int, epochs: int, restarts: int = 0) -> list[subprocess.Popen]:
+def agents(
+    folder, run: str, nodes: int, epochs: int, restarts: int = 0, python: str = sys.executable
+) -> list[subprocess.Popen]:
     """One torchrun agent for each node, each with one process. They connect through the loopback device.
 
     Each writes to a file of its own, not to a pipe: nobody reads the second while waiting for the first.
@@ -154,7 +157,7 @@ def agents(folder, run: str, nodes: int, epochs: int, restarts: int = 0) -> list
         port = free.getsockname()[1]
     flags = quick_flags(epochs=epochs, global_batch_size=2, save_every=1, dropout=0.5)
     rendezvous = ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{port}", "--rdzv_id", run]
-    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nnodes", str(nodes), *rendezvous]
+    command = [python, "-W", "ignore", "-m", "torch.distributed.run", "--nnodes", str(nodes), *rendezvous]
     command += ["--nproc_per_node", "1", "--max_restarts", str(restarts), "--local_addr", "127.0.0.1", "--"]
     command += [str(ROOT / "main.py"), "small.yaml", "tsm_tiny", "--run", run, "--resume", "auto", *flags]
     # As in scripts/launch.sh.
@@ -182,7 +185,7 @@ def finish(folder, run: str, started: list[subprocess.Popen]) -> list[str]:
 def test_two_nodes_and_a_restart(tmp_path):
     """Two agents share a run. When a process of one agent is killed, both restart theirs, and the run goes on."""
     make_dataset(tmp_path)
-    calm = agents(tmp_path, "calm", nodes=2, epochs=3)
+    calm = agents(tmp_path, "calm", nodes=2, epochs=3, python=quick_python.executable())
     outputs = finish(tmp_path, "calm", calm)
     assert sum("batch: 2 processes x 1 clips x 1 accumulated = 2" in output for output in outputs) == 1
 

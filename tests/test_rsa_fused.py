@@ -1,4 +1,4 @@
-"""The fused path of RSA against the plain one: its error, its gradients, its layouts, and what wraps operators."""
+"""RSA's fused path against the plain one: errors, gradients, memory layouts, autocast, compilation and export."""
 
 import os
 import subprocess
@@ -19,15 +19,15 @@ from ops.rsa import RELATIONS, Backend
 
 VARIANTS = [(kernel, feat) for kernel in RELATIONS for feat in RELATIONS]
 odd = st.sampled_from([1, 3, 5])
-# MAPS_PAY that has the context computed by convolutions, or by maps, whichever is less arithmetic.
+# With these values of MAPS_PAY the context is always computed by convolutions, or always by maps.
 FORMS = {"convolved": 1e9, "maps": 0.0}
 FUSED = rsa_fused.relational_self_attention
 
 
 def perturbed(**settings) -> RSA:
-    """An operator whose I is not just the identity, and whose projection is: it takes queries, keys and values.
+    """An operator whose I is not the identity, and whose projection is: its input is queries, keys and values.
 
-    The projection so rounds nothing. Its rounding would decide the error wherever a vector's norm happens to be small.
+    Such a projection rounds nothing. Its rounding would determine the error if a vector's norm is small by chance.
     """
     width = RSA(1, **settings).projection.out_channels
     rsa = RSA(width, **settings)
@@ -52,14 +52,14 @@ def results(rsa: RSA, backend: str, dtype: torch.dtype, x: torch.Tensor, weight:
 def assert_as_exact_as_the_plain_path(
     rsa: RSA, shape: tuple[int, ...], dtype: torch.dtype, draws: int = 1, device: str = "cpu"
 ) -> None:
-    """Error against float64 at most twice (output) or three times (gradients) that of the plain path in ``dtype``.
+    """The error against float64 is at most twice (output) or three times (gradients) the plain path's in ``dtype``.
 
-    Both are root mean squares, over several inputs if these are small, where the plain path may be lucky on one. An
-    error below one rounding of ``dtype`` counts as one rounding. No vector is near zero: the rounding of the one that
-    is nearest would decide both errors (``test_vectors_near_zero``).
+    Both errors are root mean squares. For small inputs they are taken over several inputs, because the plain path may
+    be exact by luck on one. An error below one rounding of ``dtype`` counts as one rounding. No vector is near zero,
+    because its rounding would determine both errors; ``test_vectors_near_zero`` has such vectors.
     """
-    rsa.to(device, dtype).double()  # all compute with what the type can hold
-    squares = []  # of what is expected, of the plain path's errors, of the fused path's, for each tensor
+    rsa.to(device, dtype).double()  # all compute with numbers that the type can hold
+    squares = []  # per tensor: of the expected values, the plain path's errors, the fused path's errors
     for _ in range(draws):
         x = torch.randn(shape)
         x = (x + 0.5 * x.sign()).to(device, dtype).double()
@@ -76,14 +76,14 @@ def assert_as_exact_as_the_plain_path(
         ]
         squares.append(torch.tensor(rows))
     expected, plain, fused = torch.stack(squares).sum(0).sqrt().T
-    # On some CPUs PyTorch's Conv3d gives NaN in bfloat16: of the plain path there is no error to compare with then.
+    # On some CPUs PyTorch's Conv3d gives NaN in bfloat16. Then the plain path has no error to compare with.
     plain = plain.nan_to_num(nan=0.0)
     for i in range(len(expected)):
         allowed = (2 if i == 0 else 3) * max(plain[i], torch.finfo(dtype).eps * expected[i])
         assert fused[i] <= allowed, f"tensor {i}: {fused[i] / expected[i]} > {allowed / expected[i]}"
 
 
-# derandomize: the same draws in every run, of tensors too (``manual_seed``), so that what fails fails again.
+# Examples (derandomize) and tensors (manual_seed) are the same in every run, so that a failure can be repeated.
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     shape=st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 9), st.integers(1, 9)),
@@ -113,7 +113,7 @@ def test_error_on_odd_sizes(shape, kernel_size, heads, dims, variant, stride, fo
         assert_as_exact_as_the_plain_path(rsa, (n, rsa.in_channels, t, h, w), dtype, draws=4)
 
 
-# On a CPU not in bfloat16: the plain path's gradient of H1 is wrong there or NaN (conv3d of PyTorch 2.15).
+# bfloat16 is not tested on a CPU: there the plain path's gradient of H1 is wrong or NaN (conv3d of PyTorch 2.15).
 ON = {"cpu": (torch.float32, torch.float16), "cuda": (torch.float32, torch.float16, torch.bfloat16)}
 
 
@@ -121,7 +121,7 @@ ON = {"cpu": (torch.float32, torch.float16), "cuda": (torch.float32, torch.float
 @pytest.mark.parametrize(("channels", "size"), [(64, 12), (128, 7)])
 @pytest.mark.parametrize("form", FORMS)
 def test_error_of_the_network_s_operators(form, channels, size, device, dtype, monkeypatch):
-    """L = 8, a 5x7x7 kernel."""
+    """With the network's 8 heads and 5x7x7 kernel."""
     monkeypatch.setattr(rsa_fused, "MAPS_PAY", FORMS[form])
     if device == "cuda":
         if not torch.cuda.is_available():
@@ -133,7 +133,7 @@ def test_error_of_the_network_s_operators(form, channels, size, device, dtype, m
 
 
 def test_vectors_near_zero():
-    """Queries, keys and values of zeros, and of numbers whose squares are about the epsilon under the root."""
+    """Vectors of zeros, and vectors whose squares are about as large as the epsilon of the norm."""
     rsa = perturbed(out_channels=8, num_heads=2, kernel_size=3)
     x = torch.randn(2, rsa.in_channels, 3, 4, 5)
     x[0, :, 0] = 0
@@ -195,7 +195,7 @@ def test_layouts(memory_format):
     for other in (x.to(memory_format=memory_format), x.mT.contiguous().mT, strided[:, :, :, ::2]):
         torch.testing.assert_close(rsa(other), expected)
     frames = expected.transpose(1, 2).flatten(0, 1)
-    assert frames.is_contiguous(memory_format=torch.channels_last)  # what the next 2-D layer takes without a copy
+    assert frames.is_contiguous(memory_format=torch.channels_last)  # the next 2-D layer needs no copy
 
 
 def operands(rsa: RSA) -> tuple:
@@ -246,7 +246,7 @@ def test_gradients_have_the_memory_layout_that_the_compiler_is_told(size):
 
 
 def test_only_inputs_are_kept():
-    """Nothing of D x D numbers a position waits for the backward pass."""
+    """The backward pass saves no D x D numbers per position."""
     rsa, kept = RSA(8, 8, 2, kernel_size=3, backend="fused"), []
     x = torch.randn(2, 8, 3, 4, 5, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
@@ -262,7 +262,7 @@ def test_choice(monkeypatch):
     assert rsa_backend_reason("triton", "cpu").startswith("fused (backend='triton', but triton cannot be used: ")
     monkeypatch.setenv("RSA_BACKEND", "reference")
     assert rsa_backend_reason(device="cpu") == "reference (RSA_BACKEND=reference)"
-    assert rsa_backend_reason("fused", "cpu") == "fused (backend='fused')"  # what is asked in the code counts more
+    assert rsa_backend_reason("fused", "cpu") == "fused (backend='fused')"  # the argument overrides the variable
     monkeypatch.setenv("RSA_BACKEND", "cuda")
     with pytest.raises(ValueError, match="RSA_BACKEND=cuda must be auto, reference, fused or triton"):
         RSA(8, 8)
@@ -289,7 +289,7 @@ def test_what_cannot_be_used_is_told():
 
 
 def test_rsa_py_alone_is_the_operator(tmp_path):
-    """As a reader copies it."""
+    """A reader may copy the file alone."""
     (tmp_path / "rsa.py").write_text(Path(ops.rsa.__file__).read_text())
     code = "import torch, rsa; print(rsa.RSA(8, 8)(torch.ones(1, 8, 1, 2, 2)).shape, rsa.rsa_backend_reason())"
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RSA_BACKEND")}

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from test_models_golden import released_state
+from golden_values import released_state
 from torchvision.models import ResNet50_Weights, resnet50
 
 from models import WeightsError, build_model, load_weights

@@ -1,4 +1,4 @@
-"""A small dataset in a temporary folder, and main.py and test_models.py run on it as a user would."""
+"""A small dataset in a temporary folder, and ways to run main.py and test_models.py on it as a user would."""
 
 import io
 import os
@@ -7,6 +7,8 @@ import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+
+import quick_python
 
 from data import toy
 
@@ -19,17 +21,20 @@ def make_dataset(folder: Path, per_class: int = 4, names: list[str] = NAMES) -> 
     return toy.draw_small(folder, names, per_class)
 
 
-def run(*command: object, cwd: Path, processes: int = 1) -> subprocess.CompletedProcess:
-    """A program of the repository's root in ``cwd``, under torchrun if ``processes`` > 1; output in one stream."""
-    words = [str(word) for word in command]
-    launcher = [sys.executable, "-W", "ignore"]
+def run(*command: object, cwd: Path, processes: int = 1, fresh: bool = False) -> subprocess.CompletedProcess:
+    """Run a program of the repository's root in ``cwd``, under torchrun if ``processes`` > 1; output in one stream.
+
+    ``fresh`` starts a real Python process, as a user does. Its imports take seconds, so a copy of a process that has
+    made them is the default (``quick_python``).
+    """
+    python = sys.executable if fresh else quick_python.executable()
+    words = [python, "-W", "ignore"]
     if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "--"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        words += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "--"]
     return subprocess.run(
-        [*launcher, str(ROOT / words[0]), *words[1:]],
+        [*words, str(ROOT / str(command[0])), *map(str, command[1:])],
         cwd=cwd,
-        env=environment,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -38,7 +43,7 @@ def run(*command: object, cwd: Path, processes: int = 1) -> subprocess.Completed
 
 
 def run_inside(*command: object, cwd: Path) -> subprocess.CompletedProcess:
-    """The same in this process: seconds less, for what does not need a process of its own."""
+    """The same in this process, whose modules a test can patch. It is the fastest way."""
     words, output, former = [str(word) for word in command], io.StringIO(), (sys.argv, os.getcwd())
     code: object = 0
     try:
@@ -51,14 +56,14 @@ def run_inside(*command: object, cwd: Path) -> subprocess.CompletedProcess:
     finally:
         sys.argv = former[0]
         os.chdir(former[1])
-    if isinstance(code, str):  # what the interpreter does with sys.exit("message")
+    if isinstance(code, str):  # as the interpreter handles sys.exit("message")
         output.write(code + "\n")
         code = 1
     return subprocess.CompletedProcess(words, code, output.getvalue())
 
 
 def quick_flags(**changes: object) -> list[str]:
-    """Recipe flags for a run of seconds."""
+    """Recipe flags with which a run takes seconds."""
     flags = {"epochs": 2, "global_batch_size": 4, "lr": 0.05, "workers": 0, "num_segments": 4, "device": "cpu"}
     flags |= changes
     return [word for key, value in flags.items() for word in (f"--{key}", str(value))]
