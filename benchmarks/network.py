@@ -10,9 +10,10 @@ from collections.abc import Callable
 
 import torch
 
+from engine.flags import check_model_names
 from engine.memory import keep_freed_memory
-from models.registry import check_models
-from models.rsanet import set_rsa_backend
+from models import build_model, list_models
+from ops.rsa import BACKENDS
 
 from .measure import machine, medians
 from .training import Trainer
@@ -23,7 +24,7 @@ def passes(model: str, backend: str, args: argparse.Namespace) -> dict[str, Call
     settings = {"precision": args.precision, "channels_last": args.channels_last, "cudnn_benchmark": True}
     trainer = Trainer(model, settings, args)
     network, ((clips, _),) = trainer.model, trainer.batches
-    set_rsa_backend(network, backend)
+    network.set_backend(backend)
 
     def test():
         network.eval()
@@ -34,6 +35,12 @@ def passes(model: str, backend: str, args: argparse.Namespace) -> dict[str, Call
     return {"training": trainer, "test": test}
 
 
+def has_backends(model: str, args: argparse.Namespace) -> bool:
+    """Whether an operator of the network has several paths."""
+    with torch.device("meta"):
+        return bool(build_model(model, 174, args.num_segments).describe_backends(torch.device(args.device)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.network", description=__doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="default: the R50 networks")
@@ -41,7 +48,7 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32", choices=["fp32", "tf32", "bf16", "fp16"])
     parser.add_argument("--channels_last", type=lambda x: x == "true", default=True, metavar="true|false")
     parser.add_argument("--keep_freed_memory", type=lambda x: x == "true", default=True, metavar="true|false")
-    parser.add_argument("--rsa_backends", nargs="+", default=["fused"], choices=["reference", "fused", "triton"])
+    parser.add_argument("--rsa_backends", nargs="+", default=["fused"], choices=list(BACKENDS))
     parser.add_argument("--num_segments", type=int, default=8, metavar="T")
     parser.add_argument("--size", type=int, default=224, metavar="PX")
     parser.add_argument("--clips", type=int, default=2, metavar="N", help="clips in a pass")
@@ -50,12 +57,12 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     if args.device == "cpu" and args.keep_freed_memory:
         keep_freed_memory()
-    check_models(parser, args.models)
-    models = args.models or ["tsm_r50", "sda_tsn_r50", "sda_tsm_r50", "rsanet_r50"]
+    check_model_names(parser, args.models)
+    models = args.models or [name for name in list_models() if name.endswith("_r50") and name != "tsn_r50"]
     plain = "tsn_tiny" if models[0].endswith("_tiny") else "tsn_r50"
     rows = {plain: passes(plain, "auto", args)}
     for model in models:
-        for backend in args.rsa_backends if model.startswith("rsanet") else ["auto"]:
+        for backend in args.rsa_backends if has_backends(model, args) else ["auto"]:
             name = f"{model}, {backend}" if backend != "auto" else model
             rows[name] = passes(model, backend, args)
 

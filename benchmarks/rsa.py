@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from ops import RSA, rsa_backend_reason
+from ops.rsa import BACKENDS
 
 from .measure import machine, medians, memory_of, peak_memory
 
@@ -88,7 +89,7 @@ def main() -> None:
         return
 
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
-    paths = [p for p in ("reference", "fused", "triton") if rsa_backend_reason(p, device, dtype).startswith(p)]
+    paths = [p for p in BACKENDS if rsa_backend_reason(p, device, dtype).startswith(p)]
     arithmetic, bandwidth = rates(args)
     print(
         f"{machine(args.device)}; {args.clips} clips of {args.num_segments} frames, {args.dtype}; rates of the floor: "

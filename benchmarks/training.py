@@ -8,18 +8,18 @@ two steps, beyond the network itself: on a CPU of one process per setting, on a 
 import argparse
 import json
 import warnings
-from functools import partial
 
 import torch
 
 from engine import config
 from engine.batch import plan_batch
+from engine.flags import check_model_names
 from engine.network import build_for_training
 from engine.optim import build_optimizer
 from engine.precision import Precision
 from engine.state import average_weights
 from engine.step import train_step
-from models.registry import check_models
+from models import list_models
 
 from .measure import machine, medians, memory_of, peak_memory
 
@@ -65,7 +65,9 @@ class Trainer:
 
     def __call__(self) -> None:
         """Make one step."""
+        # One process holds the trainers of all settings, and these are switches of the process.
         torch.backends.cudnn.benchmark = self.recipe.cudnn_benchmark
+        self.precision.apply()
         train_step(self.model, self.batches, self.optimizer, self.plan, self.precision, clip_gradient=100.0)
         if self.ema is not None:
             self.ema.update_parameters(self.model)
@@ -73,19 +75,13 @@ class Trainer:
 
 def step_times(model: str, settings: dict[str, dict], args: argparse.Namespace) -> dict[str, float]:
     """The median time of each setting's steps."""
-
-    def step(trainer: Trainer) -> None:
-        if args.device == "cuda":  # all settings are in one process, and tf32 is a switch of the process
-            Precision(trainer.recipe.precision, trainer.device)
-        trainer()
-
-    trainers = {name: partial(step, Trainer(model, values, args)) for name, values in settings.items()}
+    trainers = {name: Trainer(model, values, args) for name, values in settings.items()}
     return medians(trainers, args.steps, args.device)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__)
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="default: tsn_r50 tsm_r50 sda_tsm_r50 rsanet_r50")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="default: the R50 networks")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--num_segments", type=int, default=8, metavar="T")
     parser.add_argument("--size", type=int, default=224, metavar="PX")
@@ -95,7 +91,7 @@ def main() -> None:
     parser.add_argument("--memory_of", help=argparse.SUPPRESS)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
-    check_models(parser, args.models)
+    check_model_names(parser, args.models)
     settings = GPU if args.device == "cuda" else CPU
     if args.only:
         wrong = [name for name in args.only if name not in settings]
@@ -109,7 +105,7 @@ def main() -> None:
 
     print(f"{machine(args.device)}; a step of {args.clips} clips of {args.num_segments} frames of {args.size} px\n")
     print("| model | setting | time of a step / plain | peak memory / plain |\n|---|---|---|---|", flush=True)
-    for model in args.models or ["tsn_r50", "tsm_r50", "sda_tsm_r50", "rsanet_r50"]:
+    for model in args.models or [name for name in list_models() if name.endswith("_r50")]:
         times = step_times(model, settings, args)
         memory = {name: memory_of("benchmarks.training", model, name) for name in settings}
         for name in settings:

@@ -1,8 +1,13 @@
 """From a list line to a uint8 clip tensor."""
 
 from .dataset import EvalDataset, TrainDataset, collate
-from .datasets import DatasetConfig, list_datasets, load_dataset_config
+from .description import DatasetConfig, list_datasets, load_dataset_config
+from .frame_folder import FrameFolder
+from .frame_source import FrameSource
 from .modality import RGB, Modality
+from .one_video import open_one_video
+from .sources import register_source
+from .video_file import VideoFile
 from .video_list import DataError, Video, read_list
 
 __all__ = [
@@ -10,11 +15,16 @@ __all__ = [
     "DataError",
     "DatasetConfig",
     "EvalDataset",
+    "FrameFolder",
+    "FrameSource",
     "Modality",
     "TrainDataset",
     "Video",
+    "VideoFile",
     "collate",
     "list_datasets",
     "load_dataset_config",
+    "open_one_video",
     "read_list",
+    "register_source",
 ]

@@ -1,26 +1,29 @@
-"""What is odd about lists: a line for the log for each kind of finding, or an error that names the flag to allow it."""
+"""Findings about lists: what a person should know before a list is used, and what may make its accuracy worthless."""
 
 import os
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from .messages import one_line, shown
-from .video_list import DataError, Video
+from .video_list import Video
 
 MOST_CLASSES_NAMED = 5
 
 
-def list_findings(
-    videos: list[Video],
-    list_file: str,
-    num_classes: int,
-    categories: list[str] | None,
-    root: str,
-    allow_two_labels: bool = False,
-) -> list[str]:
-    """Lines about one list: videos that stand twice, videos under two labels, and classes without a video.
+class Finding(NamedTuple):
+    """One kind of oddity in a list and how often it occurs, in one line.
 
-    Errors: ``DataError`` for a video under two labels, unless ``allow_two_labels``.
+    ``kind``: ``"repeated"``, ``"two_labels"`` and ``"empty_classes"`` of one list, ``"overlap"`` of two.
     """
+
+    kind: str
+    text: str
+
+
+def list_findings(
+    videos: list[Video], list_file: str, num_classes: int, categories: list[str] | None, root: str
+) -> list[Finding]:
+    """Findings about one list: videos listed twice, videos under two labels, and classes without a video."""
     file, findings = one_line(list_file), []
     first: dict[str, Video] = {}
     repeated, relabelled = [], []
@@ -30,50 +33,45 @@ def list_findings(
             (repeated if earlier.label == video.label else relabelled).append((earlier, video))
     if repeated:
         earlier, video = repeated[0]
-        findings.append(
+        text = (
             f"{file}: {_count(repeated, 'line repeats', 'lines repeat')} a video under the same label; "
             f"the first: {shown(video.path)} in lines {_line(earlier)} and {_line(video)}"
         )
+        findings.append(Finding("repeated", text))
     if relabelled:
         earlier, video = relabelled[0]
-        finding = (
+        text = (
             f"{file}: {_count(relabelled, 'line gives', 'lines give')} a video another label than an earlier line; "
             f"the first: {shown(video.path)} has label {earlier.label} in line {_line(earlier)} "
             f"and label {video.label} in line {_line(video)}"
         )
-        if not allow_two_labels:
-            raise DataError(f"{finding}; correct the list, or allow it with --allow_two_labels")
-        findings.append(finding)
+        findings.append(Finding("two_labels", text))
     empty = sorted(set(range(num_classes)) - {video.label for video in videos})
     if empty:
         named = [f"{i} ({one_line(categories[i], 60)})" if categories else str(i) for i in empty[:MOST_CLASSES_NAMED]]
         more = ", ..." if len(empty) > MOST_CLASSES_NAMED else ""
         verb = "has" if len(empty) == 1 else "have"
-        findings.append(f"{file}: {len(empty)} of {num_classes} classes {verb} no video: {', '.join(named)}{more}")
+        text = f"{file}: {len(empty)} of {num_classes} classes {verb} no video: {', '.join(named)}{more}"
+        findings.append(Finding("empty_classes", text))
     return findings
 
 
-def overlap_findings(train: list[Video], val: list[Video], root: str, allow_overlap: bool = False) -> list[str]:
-    """A line if videos of the validation list are in the training list too.
-
-    Errors: ``DataError`` for such videos, unless ``allow_overlap``.
-    """
+def overlap_findings(train: list[Video], val: list[Video], root: str) -> list[Finding]:
+    """A finding if videos of the validation list are in the training list, too."""
     trained = dict(_named(train, root))
     both = [(trained[name], video) for name, video in _named(val, root) if name in trained]
     if not both:
         return []
     trained_on, video = both[0]
-    finding = (
+    text = (
         f"{_count(both, 'validation video is a training video', 'validation videos are training videos')} too; "
         f"the first: {shown(video.path)} in {trained_on.where} and {video.where}"
     )
-    if not allow_overlap:
-        raise DataError(f"{finding}; correct the lists, or allow it with --allow_overlap")
-    return [finding]
+    return [Finding("overlap", text)]
 
 
 def _named(videos: list[Video], root: str) -> Iterator[tuple[str, Video]]:
-    """Each video with its path in full, by which it is known; no file is looked at."""
+    """Each video with its full path, by which videos are compared; no file is opened."""
     return ((os.path.normpath(os.path.join(root, video.path)), video) for video in videos)
 
 

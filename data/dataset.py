@@ -1,7 +1,6 @@
 """Datasets of uint8 clips for training and evaluation."""
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -9,67 +8,74 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from . import sampling, transforms
+from .frame_source import FrameSource
 from .modality import RGB, Modality
-from .transforms import Frames, Size
+from .transforms import ResizeTo
 from .video_list import DataError, Video
 
 
 class TrainDataset(Dataset):
-    """Random clips: ``dataset[i] -> (uint8 (T, C, S, S), label, i)``, C the modality's ``stored_channels``.
+    """Random clips: ``dataset[epoch, i] -> (uint8 (T, C, S, S), label, i)``, C the modality's ``stored_channels``.
 
-    What is drawn depends on seed, epoch and i only, not on workers or processes. An item that cannot be read is
-    returned as its ``DataError``; ``collate`` brings it, one clear line, out of a loading process.
+    What is drawn depends on seed, epoch and i only, not on workers or processes. If a video cannot be read, the item is
+    a ``DataError`` instead: it is returned, not raised, so that ``collate`` can bring it out of a loading process as
+    one line.
+
+    Errors: ``DataError`` if the source does not hold what the modality reads.
     """
 
     def __init__(
         self,
         videos: list[Video],
-        root: str,
-        image_tmpl: str,
+        source: FrameSource,
         num_segments: int,
-        resize: Size,
+        resize: ResizeTo,
         input_size: int,
         flip: str,
         mirror_pairs: dict[int, int],
         seed: int = 0,
         modality: Modality = RGB,
     ):
-        modality.check_template(image_tmpl)
-        self.videos, self.root, self.image_tmpl, self.num_segments = videos, root, image_tmpl, num_segments
+        source.check(modality.name)
+        self.videos, self.source, self.num_segments = videos, source, num_segments
         self.resize, self.input_size, self.flip, self.mirror_pairs = resize, input_size, flip, mirror_pairs
-        self.seed, self.epoch, self.modality = seed, 0, modality
+        self.seed, self.modality = seed, modality
 
     def __len__(self) -> int:
         return len(self.videos)
 
-    def __getitem__(self, i: int) -> tuple[Tensor, int, int] | DataError:
-        video, rng = self.videos[i], np.random.default_rng((self.seed, self.epoch, i))
-        modality = self.modality
-        numbers = sampling.random_segments(video.num_frames, self.num_segments, rng, modality.frames)
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int, int] | DataError:
+        epoch, i = place
+        video, modality, rng = self.videos[i], self.modality, np.random.default_rng((self.seed, epoch, i))
         try:
-            frames = modality.read(video, numbers, self.root, self.image_tmpl)
+            n = self.source.length(video)
+            numbers = sampling.random_segments(n, self.num_segments, rng, modality.frames_per_segment)
+            frames = modality.read(video, numbers, self.source)
         except DataError as error:
-            return BadVideo(str(error), i)
+            return BadVideo(f"{video.where}: {error}", i)
         frames = transforms.resize(frames, self.resize)
         frames = transforms.multi_scale_crop(frames, self.input_size, rng, modality.scales)
-        frames, label = transforms.random_flip(frames, video.label, self.flip, self.mirror_pairs, rng)
+        frames, label = transforms.random_flip(
+            frames, video.label, self.flip, self.mirror_pairs, rng, flow=modality.is_flow
+        )
         return transforms.to_tensor(frames, modality.stored_channels), label, i
 
 
 class EvalDataset(Dataset):
-    """All views of a video: ``dataset[i] -> (uint8 (V, T, C, S, S), label, i)``, V = crops x clips; errors as above.
+    """All views of a video: ``dataset[i] -> (uint8 (V, T, C, S, S), label, i)``, V = crops x clips.
 
-    The last ``mirrored_views`` of the V are mirror images. ``mirror_pairs`` says which classes exchange their scores
-    there; none unless given.
+    A video that cannot be read is a ``DataError``, as in ``TrainDataset``. The last ``mirrored_views`` of the V are
+    mirror images; ``mirror_pairs`` says which classes exchange their scores there (none unless given).
+
+    Errors: ``DataError`` if the source does not hold what the modality reads.
     """
 
     def __init__(
         self,
         videos: list[Video],
-        root: str,
-        image_tmpl: str,
+        source: FrameSource,
         num_segments: int,
-        resize: Size,
+        resize: ResizeTo,
         crop_size: int,
         input_size: int,
         short_videos: str,
@@ -79,8 +85,8 @@ class EvalDataset(Dataset):
         order: sampling.FrameOrder = sampling.AS_IT_IS,
         mirror_pairs: Mapping[int, int] | None = None,
     ):
-        modality.check_template(image_tmpl)
-        self.videos, self.root, self.image_tmpl, self.num_segments = videos, root, image_tmpl, num_segments
+        source.check(modality.name)
+        self.videos, self.source, self.num_segments = videos, source, num_segments
         self.resize, self.crop_size, self.input_size = resize, crop_size, input_size
         self.short_videos, self.num_crops, self.num_clips = short_videos, num_crops, num_clips
         self.modality, self.order, self.mirror_pairs = modality, order, mirror_pairs or {}
@@ -95,31 +101,29 @@ class EvalDataset(Dataset):
     def __getitem__(self, i: int) -> tuple[Tensor, int, int] | DataError:
         video = self.videos[i]
         try:
-            read = partial(self.modality.read, video, root=self.root, image_tmpl=self.image_tmpl)
-            return self.views(video.num_frames, read, seed=i), video.label, i
+            return self.views(i), video.label, i
         except DataError as error:
-            return BadVideo(str(error), i)
-        except ValueError as error:
             return BadVideo(f"{video.where}: {error}", i)
 
-    def views(self, num_frames: int, read: Callable[[list[int]], Frames], seed: int = 0) -> Tensor:
-        """All views of a video, uint8 (V, T, C, S, S).
+    def views(self, i: int) -> Tensor:
+        """All views of the i-th video, uint8 (V, T, C, S, S).
 
-        ``read`` gives the images of the segments that begin at these numbers; ``seed`` is for a shuffled order.
-        Errors: those of ``read``, and ``ValueError`` for a crop that does not fit.
+        Errors: ``DataError``, which does not say where the list names the video, if it cannot be read or if the crop
+        does not fit into its frames.
         """
-        t, length = self.num_segments, self.modality.frames
-        clips = sampling.test_clips(num_frames, t, self.num_clips, self.short_videos, length)
-        frames = read([number for clip in clips for number in self.order(clip, seed)])
-        frames = transforms.resize(frames, self.resize)
-        crops = transforms.test_crops(frames, self.num_crops, self.crop_size, self.input_size)
-        channels = self.modality.stored_channels
+        video, modality, t = self.videos[i], self.modality, self.num_segments
+        n = self.source.length(video)
+        clips = sampling.test_clips(n, t, self.num_clips, self.short_videos, modality.frames_per_segment)
+        numbers = [number for clip in clips for number in self.order(clip, seed=i)]
+        frames = transforms.resize(modality.read(video, numbers, self.source), self.resize)
+        crops = transforms.test_crops(frames, self.num_crops, self.crop_size, self.input_size, flow=modality.is_flow)
+        channels = modality.stored_channels
         views = torch.stack([transforms.to_tensor(crop, channels) for crop in crops])  # (crops, clips*T, C, S, S)
         return views.unflatten(1, (-1, t)).flatten(0, 1)
 
 
 class BadVideo(DataError):
-    """What is wrong with the i-th video; it passes whole from a worker to the main process."""
+    """What is wrong with the i-th video; it can be pickled, so that it reaches the main process from a worker."""
 
     def __init__(self, message: str, index: int):
         super().__init__(message, index)
@@ -130,7 +134,7 @@ class BadVideo(DataError):
 
 
 def collate_good(items: list) -> tuple[list[Tensor] | None, dict[int, str]]:
-    """A batch of the items that could be read, ``None`` if there is none, and why the others could not."""
+    """A batch of the items that could be read (``None`` if there is none), and why the others could not be read."""
     good = [item for item in items if not isinstance(item, DataError)]
     return (default_collate(good) if good else None), {
         item.index: str(item) for item in items if isinstance(item, DataError)

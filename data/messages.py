@@ -1,15 +1,15 @@
-"""Values of a user in messages: one line, however long or strange they are."""
+"""A user's values in messages: always one short line, even if a value is long or holds odd characters."""
 
 import re
 import reprlib
 
-# Neither a file name nor a class name holds these, and they would break a message's or a log's line. A tab may stand.
+# No file name or class name needs these, and they would break the line of a message or a log. A tab is allowed.
 CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-LONGEST_PATH = 4096  # Linux opens no longer one
+LONGEST_PATH = 4096  # Linux opens no longer path
 
 
 class _Short(reprlib.Repr):
-    """``repr`` that stops: at 60 characters of text, at 6 items, and at what is nested inside them."""
+    """``repr`` that shortens: text to 60 characters, a list to 6 items, and nested lists to dots."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ shown = _Short().repr
 
 
 def one_line(text: object, longest: int = 300) -> str:
-    """Text without quotes (a file's name, the words of another error) in one line, its middle left out if long."""
+    """Text without quotes (a file's name, the words of another error) in one line, shortened in its middle."""
     text = str(text)
     if len(text) > longest:
         text = f"{text[: longest // 2]}...{text[-(longest // 2) :]}"
@@ -32,12 +32,12 @@ def one_line(text: object, longest: int = 300) -> str:
 
 
 def reason(error: Exception) -> str:
-    """Why a file cannot be read, without its name, which the message holds already."""
+    """Why a file cannot be read, without the file's name, which the message holds already."""
     return one_line(" ".join(str(getattr(error, "strerror", None) or error).split()))
 
 
 def path_problem(path: str) -> str | None:
-    """What is wrong with a path or name as written in a list or a dataset's file; ``None`` if nothing is."""
+    """What is wrong with a path or name as written in a list or a dataset's file; ``None`` if it is good."""
     if not path.strip():
         return "is empty"
     if CONTROL.search(path):

@@ -1,11 +1,11 @@
 """Which frames of a video make a clip. Frame numbers count from 1; n is the video's length, T the number of segments.
 
-A segment's number p stands for ``length`` consecutive frames from p on (1 for RGB, more for flow and differences), so
+A segment's number p stands for ``length`` consecutive frames from p on (1 for RGB, more for flow and differences). So
 only the first ``n - length + 1`` frames can begin a segment.
 
-The released rules differ on short videos: ``"first_frame"`` repeats frame 1 whenever no more than T frames can begin a
-segment (RSA's validation and test, SDA's and TSM's validation), ``"spread"`` spreads what is there (SDA's and TSM's
-test).
+The released rules differ on short videos. If no more than T frames can begin a segment, ``"first_frame"`` repeats frame
+1 (RSA's validation and test, SDA's and TSM's validation), and ``"spread"`` spreads these frames over the segments
+(SDA's and TSM's test).
 """
 
 from dataclasses import dataclass
@@ -20,24 +20,27 @@ CLIPS = (1, 2, DENSE_CLIPS)
 
 @dataclass(frozen=True)
 class FrameOrder:
-    """What is done to the order of a test clip's frames, to see what of an accuracy rests on it.
+    """A change of the order of a test clip's frames, which shows how much of an accuracy depends on that order.
 
-    ``name``: ``"as it is"``, ``"reverse"``, ``"shuffle"`` (a random order, drawn from the video's place in the list) or
-    ``"repeat"`` (the ``frame``-th of the T frames, from 1, T times).
+    ``name``: ``"as it is"``, ``"reverse"``, ``"shuffle"`` (a random order, whose seed is the video's place in the list)
+    or ``"repeat"`` (the ``frame``-th of the T frames, from 1, T times).
     """
 
     name: str
     frame: int = 0
 
     def __call__(self, clip: list[int], seed: int) -> list[int]:
-        """The frame numbers of a clip in this order. Errors: ``ValueError`` for a frame that it does not have."""
+        """The frame numbers of a clip in this order.
+
+        Errors: ``ValueError`` for a frame beyond the clip.
+        """
         if self.name == "reverse":
             return clip[::-1]
         if self.name == "shuffle":
             return np.random.default_rng(seed).permutation(clip).tolist()
         if self.name == "repeat":
             if not 1 <= self.frame <= len(clip):
-                raise ValueError(f"--repeat_frame {self.frame} is not one of the {len(clip)} frames of a clip")
+                raise ValueError(f"frame {self.frame} is not one of the {len(clip)} frames of a clip")
             return [clip[self.frame - 1]] * len(clip)
         return clip
 
@@ -48,11 +51,11 @@ class FrameOrder:
 
     @property
     def suffix(self) -> str:
-        """For a line that states a protocol: nothing for the usual order."""
+        """What is added to a line that states a protocol: nothing for the usual order."""
         return "" if self.name == "as it is" else f" (frames {self})" if self.name != "repeat" else f" ({self})"
 
     def file_name(self, path: str) -> Path:
-        """``out.npz`` -> ``out_reverse.npz``; the usual order keeps the name."""
+        """``out.npz`` -> ``out_reverse.npz``; for the usual order the name stays."""
         file = Path(path)
         return file if self.name == "as it is" else file.with_name(f"{file.stem}_{self.name}{file.suffix}")
 
@@ -61,10 +64,10 @@ AS_IT_IS = FrameOrder("as it is")
 
 
 def random_segments(n: int, num_segments: int, rng: np.random.Generator, length: int = 1) -> list[int]:
-    """Training: a random frame of each of T equal segments of whole frames; what remains at the end is never seen.
+    """Training: a random frame of each of T equal segments of whole frames; fewer than T last frames are left out.
 
-    Where that leaves a segment no frame, the released code draws T sorted numbers from a video of more than T frames
-    and takes frame 1 T times from a shorter one.
+    If a segment would have no frame, the released code draws T sorted numbers from a video of more than T frames, and
+    takes frame 1 T times from a shorter one.
     """
     first_frames = n - length + 1
     duration = first_frames // num_segments
@@ -86,7 +89,7 @@ def segment_starts(n: int, num_segments: int, short_videos: str, length: int = 1
 
 
 def dense_clips(n: int, num_segments: int) -> list[list[int]]:
-    """Ten clips of T frames, each spread over a window of 64 frames; a shorter video is read in a circle."""
+    """Ten clips of T frames, each spread over a window of 64 frames; a shorter video begins again at its end."""
     last_start = max(1, 1 + n - DENSE_WINDOW) - 1
     starts = np.linspace(0, last_start, num=DENSE_CLIPS, dtype=int).tolist()
     stride = DENSE_WINDOW // num_segments
@@ -111,11 +114,11 @@ def consecutive(numbers: list[int], n: int, length: int) -> list[int]:
 
 
 def _spread(n: int, num_segments: int, short_videos: str, length: int, place: float) -> list[int]:
-    """One frame of each of T equal segments, at this share of its length."""
+    """One frame of each of T equal segments; ``place`` is its place in the segment, from 0 (start) to 1 (end)."""
     if short_videos not in SHORT_VIDEOS:
         raise ValueError(f"short_videos={short_videos!r} must be one of {SHORT_VIDEOS}")
     first_frames = n - length + 1
     if short_videos == "first_frame" and first_frames <= num_segments:
         return [1] * num_segments
-    tick = max(first_frames, 1) / num_segments  # the released code takes frames before the first where n < length
+    tick = max(first_frames, 1) / num_segments  # if n < length, the released code takes frames before the first
     return [int(tick * place + tick * x) + 1 for x in range(num_segments)]

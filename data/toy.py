@@ -1,7 +1,7 @@
-"""``toy_something``: short clips drawn by code, whose classes come in pairs that only time tells apart.
+"""``toy_something``: short clips drawn by code, in pairs of classes that differ only in the order of their frames.
 
-The second class of a pair is the first one's clips played backwards, so a single frame, and any average over frames
-looked at one by one, says which pair it is and nothing of which class: such a model cannot pass one half.
+The clips of a pair's second class are those of the first one played backwards. So a single frame shows the pair but not
+the class, and a model that averages per-frame scores cannot exceed 50 %.
 """
 
 import shutil
@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 NAME = "toy_something"
 SIZE = 48  # px
-OVERSAMPLE = 2  # drawn larger and reduced, so that a motion of less than a pixel shows
-# Multiples of 8: training never sees the last n % T frames, which would give the order of a pair away.
+OVERSAMPLE = 2  # frames are drawn larger and then reduced, so that a motion of less than a pixel is visible
+# Multiples of 8, because training never sees the last n % T frames: their absence would tell a pair's classes apart.
 LENGTHS = (24, 32)
 TRAIN_PER_CLASS, VAL_PER_CLASS = 130, 30
 SEED = 2021
@@ -40,9 +40,9 @@ MOTIONS = {
 
 
 def draw_once(folder: Path, categories: list[str]) -> None:
-    """Draw the set into ``folder`` unless it is there. ``categories``: class names in label order.
+    """Draw the set into ``folder`` unless the folder exists. ``categories``: class names in label order.
 
-    It is drawn beside its place and renamed when complete, so a folder that exists is whole.
+    The set is drawn beside its place and renamed when complete, so a folder that exists is complete.
     """
     if folder.exists():
         return
@@ -63,7 +63,7 @@ def draw_once(folder: Path, categories: list[str]) -> None:
 
 
 def draw_small(folder: Path, categories: list[str], per_class: int) -> Path:
-    """Draw ``per_class`` training and as many validation videos of some classes; returns the dataset's YAML."""
+    """Draw ``per_class`` training and ``per_class`` validation videos of each class; returns the dataset's YAML."""
     for split in ("train", "val"):
         _draw_split(folder, split, categories, per_class, "video {}", ())
     config = {"name": "small", "num_classes": len(categories), "root": "frames", "train_list": "train.txt"}
@@ -74,7 +74,7 @@ def draw_small(folder: Path, categories: list[str], per_class: int) -> Path:
 
 
 def _draw_split(folder, split, categories, per_class, form, seed, done=lambda: None) -> None:
-    """Frame folders, named by ``form``, and the list file of a split; ``done`` is called after each video."""
+    """Draw frame folders, named by ``form``, and the list file of a split; ``done`` is called after each video."""
     lines = []
     for i in range(per_class * len(categories)):
         label = i % len(categories)
@@ -96,7 +96,7 @@ def draw_video(category: str, rng: np.random.Generator) -> list[Image.Image]:
 
 
 class _Scene:
-    """One bright object (two for "apart") before a plain dark background; coordinates in shares of the frame."""
+    """One bright object (two for "apart") on a plain dark background; coordinates from 0 to 1 across the frame."""
 
     def __init__(self, rng: np.random.Generator):
         self.background = rng.integers(0, 80, 3).astype(float)
@@ -105,7 +105,7 @@ class _Scene:
         self.radius = rng.uniform(0.14, 0.18)
         self.centre = rng.uniform(0.35, 0.65, 2)
         self.angle = rng.uniform(0, 2 * pi)
-        self.reach = rng.uniform(0.22, 0.32)  # half the way of a moving object
+        self.reach = rng.uniform(0.22, 0.32)  # half of a moving object's way
         self.turn = rng.uniform(0.6, 0.9) * pi
 
     def draw(self, motion: str, s: float) -> Image.Image:

@@ -1,7 +1,7 @@
 """Resizing, cropping and flipping of decoded frames, and the normalisation that follows on the device.
 
-Frames are PIL images of one size; the pixel operations are PIL's and torchvision's, as in the released code. RGB images
-are frames, grey ones are optical flow: x, y, x, y, ...
+Frames are PIL images of one size; the pixel operations are PIL's and torchvision's, as in the released code. ``flow``
+says that the images are optical flow, grey images x, y, x, y, ...; otherwise they are RGB frames.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,8 +13,10 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
+from .video_list import DataError
+
 Frames = list[Image.Image]
-Size = int | tuple[int, int] | None  # short side, or (height, width), or as stored
+ResizeTo = int | tuple[int, int] | None  # the short side, (height, width), or the size as stored
 
 SCALES = (1, 0.875, 0.75, 0.66)
 MAX_DISTORT = 1  # the crop's height and width are at most this many scales apart
@@ -24,8 +26,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def resize(frames: Frames, size: Size) -> Frames:
-    """Bilinear; a number is the short side and keeps the aspect ratio."""
+def resize(frames: Frames, size: ResizeTo) -> Frames:
+    """Bilinear; one number is the length of the short side and keeps the aspect ratio."""
     if size is None:
         return frames
     size = [size] if isinstance(size, int) else list(size)
@@ -33,10 +35,10 @@ def resize(frames: Frames, size: Size) -> Frames:
 
 
 def crop_sizes(width: int, height: int, input_size: int, scales: Sequence[float] = SCALES) -> list[tuple[int, int]]:
-    """(width, height) of the training crops: scales of the short side; a size within 2 px of the input becomes it."""
+    """(width, height) of the training crops: scales of the short side; a side within 2 px of the input becomes it."""
     sides = [int(min(width, height) * scale) for scale in scales]
     sides = [input_size if abs(side - input_size) < 3 else side for side in sides]
-    # On a frame 1 or 2 px smaller than the input the crop reaches past it; PIL then fills with black, as released.
+    # If a frame is 1 or 2 px smaller than the input, the crop reaches past it and PIL adds black, as released.
     n = len(sides)
     return [(sides[j], sides[i]) for i in range(n) for j in range(n) if abs(i - j) <= MAX_DISTORT]
 
@@ -51,7 +53,7 @@ def crop_offsets(width: int, height: int, crop_width: int, crop_height: int) -> 
 def multi_scale_crop(
     frames: Frames, input_size: int, rng: np.random.Generator, scales: Sequence[float] = SCALES
 ) -> Frames:
-    """Training: a random size and one of the fixed places, the same for all frames, resized to the input (TSN)."""
+    """The training crop: a random size and one of the 13 places, equal for all frames, resized to the input (TSN)."""
     width, height = frames[0].size
     sizes = crop_sizes(width, height, input_size, scales)
     crop_width, crop_height = sizes[rng.integers(len(sizes))]
@@ -62,32 +64,39 @@ def multi_scale_crop(
 
 
 def random_flip(
-    frames: Frames, label: int, policy: str, mirror_pairs: Mapping[int, int], rng: np.random.Generator
+    frames: Frames,
+    label: int,
+    policy: str,
+    mirror_pairs: Mapping[int, int],
+    rng: np.random.Generator,
+    flow: bool = False,
 ) -> tuple[Frames, int]:
-    """Mirror with probability one half.
+    """Mirror the frames with probability one half; returns them and their label.
 
-    ``policy``: ``"none"`` never (TSM), ``"skip"`` not the classes in ``mirror_pairs`` (RSA), ``"swap"`` all, and a
-    class in ``mirror_pairs`` becomes its mirror class (SDA).
+    ``policy``: ``"none"`` mirrors no class (TSM), ``"skip"`` no class in ``mirror_pairs`` (RSA), ``"swap"`` every
+    class, and the label of one in ``mirror_pairs`` becomes that of its mirror class (SDA).
     """
     if policy == "none" or (policy == "skip" and label in mirror_pairs) or rng.random() >= 0.5:
         return frames, label
-    return mirror(frames), mirror_pairs.get(label, label)
+    return mirror(frames, flow), mirror_pairs.get(label, label)
 
 
-def mirror(frames: Frames) -> Frames:
-    """The frames seen in a mirror, where motion along x goes the other way: every x image of flow is inverted too."""
+def mirror(frames: Frames, flow: bool = False) -> Frames:
+    """The mirror images. Motion along x changes its direction in a mirror, so x images of flow are inverted, too."""
     frames = [frame.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for frame in frames]
-    return [ImageOps.invert(f) if f.mode == "L" and i % 2 == 0 else f for i, f in enumerate(frames)]
+    return [ImageOps.invert(frame) if flow and i % 2 == 0 else frame for i, frame in enumerate(frames)]
 
 
-def test_crops(frames: Frames, num_crops: int, crop_size: int, input_size: int) -> list[Frames]:
-    """1 centre; 3 left, right, centre; 5 corners and centre; 10 those and their mirror images; resized to the input.
+def test_crops(frames: Frames, num_crops: int, crop_size: int, input_size: int, flow: bool = False) -> list[Frames]:
+    """The crops of a test, resized to the input.
 
-    Errors: ``ValueError`` if the crop is larger than the frame.
+    1: centre; 3: left, right, centre; 5: corners and centre; 10: these five and then their mirror images.
+
+    Errors: ``DataError`` if the crop is larger than the frame.
     """
     width, height = frames[0].size
     if crop_size > min(width, height):
-        raise ValueError(
+        raise DataError(
             f"a crop of {crop_size} does not fit into frames of {height}x{width}; lower the crop or raise the resize"
         )
     if num_crops == 1:
@@ -98,7 +107,7 @@ def test_crops(frames: Frames, num_crops: int, crop_size: int, input_size: int) 
         boxes = [left, right, centre] if num_crops == 3 else corners
         crops = [[frame.crop((x, y, x + crop_size, y + crop_size)) for frame in frames] for x, y in boxes]
         if num_crops == 10:
-            crops += [mirror(crop) for crop in crops]
+            crops += [mirror(crop, flow) for crop in crops]
     return [resize(crop, input_size) for crop in crops]
 
 
@@ -110,6 +119,6 @@ def to_tensor(frames: Frames, channels: int = 3) -> Tensor:
 
 
 def normalise(clips: Tensor) -> Tensor:
-    """uint8 (..., 3, H, W) on any device -> float32, scaled to [0, 1], ImageNet mean taken off, divided by its std."""
+    """uint8 (..., 3, H, W) on any device -> float32: scaled to [0, 1], less ImageNet's mean, divided by its std."""
     mean, std = (torch.tensor(v, device=clips.device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     return clips.float().div_(255).sub_(mean).div_(std)

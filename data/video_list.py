@@ -15,7 +15,7 @@ class DataError(ValueError):
 
 
 class Video(NamedTuple):
-    """One list line. ``path`` as written, ``where`` is ``file:line`` for messages."""
+    """One list line: ``path`` as written there; ``where``, ``file:line`` for messages."""
 
     path: str
     num_frames: int
@@ -26,9 +26,8 @@ class Video(NamedTuple):
 def read_list(list_file: str | Path, num_classes: int) -> list[Video]:
     """The videos of a list file, in its order.
 
-    The file is UTF-8, with or without a byte order mark; a line ends with a line feed, before which a carriage return
-    may stand. A line is split from the right, so a path may hold spaces; blank lines are skipped. Frames count from 1,
-    labels from 0.
+    The file is UTF-8, with or without a byte order mark. A line ends with a line feed, which may follow a carriage
+    return. A line is split from the right, so a path may hold spaces; blank lines are skipped. Labels count from 0.
 
     Errors: ``DataError`` with file and line.
     """
@@ -77,7 +76,7 @@ def read_list(list_file: str | Path, num_classes: int) -> list[Video]:
 
 
 def fingerprint(videos: list[Video]) -> str:
-    """What tells a list from another one: ``8 videos, crc32 1a2b3c4d``; the name of its file does not count."""
+    """A short text that differs between lists, ``8 videos, crc32 1a2b3c4d``; it does not depend on the file's name."""
     crc = 0
     for video in videos:
         crc = zlib.crc32(f"{video.path} {video.num_frames} {video.label}\n".encode(), crc)
@@ -85,12 +84,15 @@ def fingerprint(videos: list[Video]) -> str:
 
 
 def text_lines(file: str | Path) -> list[str]:
-    """The lines of a UTF-8 text; only a line feed ends one, as editors count. Errors: ``OSError``, ``ValueError``."""
+    """The lines of a UTF-8 text. Only a line feed ends a line, as in editors.
+
+    Errors: ``OSError``, ``ValueError``.
+    """
     return Path(file).read_bytes().decode("utf-8-sig").split("\n")
 
 
 def _whole_number(text: str) -> float | None:
-    """Digits, perhaps behind a minus, as a number, infinite beyond 18 digits; ``None`` for other text."""
+    """The number that digits, perhaps after a minus, stand for; infinite beyond 18 digits; ``None`` for other text."""
     digits = text.removeprefix("-")
     if not (digits.isascii() and digits.isdecimal()):
         return None

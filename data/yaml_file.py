@@ -7,17 +7,17 @@ import yaml
 from .messages import one_line, reason, shown
 
 LARGEST_FILE = 1_000_000  # bytes; PyYAML reads about one megabyte in ten seconds
-MOST_KEYS = 1_000_000  # merge keys ("<<") of mappings that merge others multiply without end
+MOST_KEYS = 1_000_000  # mappings that merge ("<<") mappings that merge others can hold any number of keys
 _KEYS = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("str", "merge", "value"))
-# What PyYAML lets through besides its own errors: !!bool x is a KeyError, !!timestamp x an AttributeError, ...
+# Errors of other types that PyYAML raises: !!bool x is a KeyError, !!timestamp x an AttributeError, ...
 _LET_THROUGH = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 def read_mapping(path: Path, error: type[Exception]) -> dict:
     """The ``key: value`` lines of a YAML file in UTF-8, with or without a byte order mark.
 
-    Errors: ``error``, one line with file and line, if the file cannot be read, is no YAML or no mapping, or if a
-    mapping in it, at any depth, holds a key twice or a key that is not text.
+    Errors: ``error``, one line with file and line, if the file cannot be read, is no YAML or no mapping, or if any
+    mapping in it holds a key twice or a key that is not text.
     """
     name = one_line(path)
     try:
@@ -50,7 +50,7 @@ class _Refused(Exception):
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, but strict: of two equal keys PyYAML silently keeps the last."""
+    """PyYAML's safe loader, but two equal keys are an error; PyYAML would keep the last one without a word."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -58,8 +58,8 @@ class _Loader(yaml.SafeLoader):
         self.keys = 0
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Put the pairs of merge keys in front of a mapping's own, which override them."""
-        if node not in self.checked:  # a second time it would hold the keys that it overrides
+        """Put the pairs of merge keys before a mapping's own pairs, which override them."""
+        if node not in self.checked:  # after the first time it also holds the keys that it overrides
             self.checked.add(node)
             _check_keys(node)
         super().flatten_mapping(node)

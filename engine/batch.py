@@ -1,4 +1,4 @@
-"""The clips of a step: processes x clips of a process x accumulation = global batch."""
+"""How a step's clips are shared: processes x clips of a process x accumulation = global batch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from .config import ConfigError
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How the ``global_batch`` clips of a step are shared out.
+    """How the ``global_batch`` clips of a step are shared among processes and forward passes.
 
-    ``per_process`` is the most clips of one process in one forward pass, ``accumulation`` how many such passes a step
-    has. Shares that do not come out even differ by one clip, so that the global batch is what the recipe says on any
-    number of processes (SDA's 36 on 8: four of 5 and four of 4).
+    ``per_process`` is the largest number of clips of one process in one forward pass, ``accumulation`` the number of
+    such passes in a step. If the shares cannot be equal, they differ by one clip, so the global batch is the recipe's
+    on any number of processes (SDA's 36 on 8: four of 5 and four of 4).
     """
 
     global_batch: int
@@ -26,8 +26,8 @@ class BatchPlan:
     def per_process(self) -> int:
         return ceil(self.global_batch / (self.processes * self.accumulation))
 
-    def share(self, clips: list[int], rank: int, micro_step: int) -> list[int]:
-        """The clips of a step that process ``rank`` sees in its ``micro_step``-th forward pass."""
+    def share(self, clips: list, rank: int, micro_step: int) -> list:
+        """Those clips of a step that process ``rank`` sees in its ``micro_step``-th forward pass."""
         return clips[micro_step * self.processes + rank :: self.processes * self.accumulation]
 
     def __str__(self) -> str:
@@ -37,10 +37,12 @@ class BatchPlan:
 
 
 def plan_batch(global_batch_size: int, batch_size: int | None, processes: int) -> BatchPlan:
-    """The plan for a recipe's global batch and, if given, the most clips of one process in one forward pass.
+    """The plan for a recipe's global batch; ``batch_size``: at most so many clips of a process in one forward pass.
 
-    A process that takes less than its share at once accumulates gradients; ``batch_size`` x processes beyond the
-    global batch becomes the global batch. Errors: ``ConfigError`` if a forward pass would be left without a clip.
+    If a process's share is larger than ``batch_size``, it accumulates gradients. If ``batch_size`` x processes is
+    larger than the global batch, it becomes the global batch.
+
+    Errors: ``ConfigError`` if a forward pass would have no clip.
     """
     if batch_size and batch_size * processes > global_batch_size:
         return BatchPlan(batch_size * processes, processes)
@@ -54,11 +56,12 @@ def plan_batch(global_batch_size: int, batch_size: int | None, processes: int) -
 
 
 class StepSampler:
-    """Batch sampler: the clips of each forward pass of one process, from ``first_step`` on.
+    """Batch sampler: the clips, ``(epoch, index)``, of each forward pass of one process, from ``first_step`` on.
 
-    The order of an epoch is a permutation that depends on seed and epoch alone, and a step takes the next global batch
-    of it: whatever the number of processes, the same clips make the same step, and a run goes on from a step without
-    one clip seen twice. The last incomplete step is left out.
+    The order of an epoch is a permutation that depends on seed and epoch only, and each step takes its next global
+    batch. So a step has the same clips on any number of processes, and a run that resumes from a step sees no clip
+    twice. The last incomplete step is left out. Set ``epoch`` and ``first_step`` before each pass; the dataset and its
+    loading processes learn the epoch from the pairs.
     """
 
     def __init__(self, num_videos: int, plan: BatchPlan, rank: int, seed: int):
@@ -73,11 +76,11 @@ class StepSampler:
     def __len__(self) -> int:
         return (self.steps - self.first_step) * self.plan.accumulation
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         order = torch.randperm(self.num_videos, generator=generator).tolist()
         size = self.plan.global_batch
         for step in range(self.first_step, self.steps):
-            clips = order[step * size : (step + 1) * size]
+            clips = [(self.epoch, index) for index in order[step * size : (step + 1) * size]]
             for micro_step in range(self.plan.accumulation):
                 yield self.plan.share(clips, self.rank, micro_step)

@@ -1,32 +1,83 @@
-"""Checkpoint files of a run: written whole or not at all, found again, kept few."""
+"""The checkpoint files of a run: when they are written, how, which are kept, and how they are found again."""
 
 import os
 import re
 import shutil
+import time
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
-from models.weight_files import read_checkpoint, shown_name
-from models.weights import misfit, unusable
+from models.weight_files import read_checkpoint
 
-from .config import ConfigError
+from . import distributed
+from .config import ConfigError, Recipe
+from .interrupt import Stopped
+from .log import info
+from .state import TrainingState
 from .stored import RESUMED, check_entries
 
 BEST = "resnet_rgb_model_best.pth.tar"
 _NUMBERED = re.compile(r"resnet_rgb_epoch_(\d+)(?:_step_(\d+))?_checkpoint\.pth\.tar")
 
 
+class Saver:
+    """Saves the checkpoints of a run; only rank 0 writes.
+
+    ``settings``: what the run depends on; each checkpoint holds them.
+    """
+
+    def __init__(self, folder: Path, settings: dict, recipe: Recipe):
+        self.folder, self.settings, self.recipe = folder, settings, recipe
+        self.last_time, self.last_place = time.monotonic(), (0, 0)
+
+    def save(self, state: TrainingState, is_best: bool = False) -> None:
+        """Save, unless the last checkpoint has the same epoch and step."""
+        place = state.epoch, state.step
+        if distributed.is_main() and place != self.last_place:
+            save(self.folder, state.to_checkpoint(self.settings), is_best, self.recipe.keep)
+        self.last_time, self.last_place = time.monotonic(), place
+
+    def after_step(self, state: TrainingState, stop_now: bool) -> None:
+        """Save if ``save_every`` says so.
+
+        Errors: those of ``stop``, if the run was asked to stop.
+        """
+        if stop_now:
+            self.stop(state)
+        if self._is_due(state.step):
+            self.save(state)
+
+    def stop(self, state: TrainingState) -> NoReturn:
+        """Save and end the run.
+
+        Errors: ``Stopped``, after saving.
+        """
+        self.save(state)
+        info(f"stopped, {state}; go on with --resume auto")
+        raise Stopped
+
+    def _is_due(self, step: int) -> bool:
+        """Whether to save within an epoch: after so many steps, or so many minutes (``"20m"``) after the last save."""
+        every = self.recipe.save_every
+        if isinstance(every, str):
+            return time.monotonic() - self.last_time >= 60 * float(every.removesuffix("m"))
+        return every is not None and step % every == 0
+
+
 def file_name(epochs: int, steps: int = 0) -> str:
-    """The published name of the checkpoint after ``epochs`` epochs; one from within an epoch says its steps too."""
+    """The published name of the checkpoint after ``epochs`` epochs; within an epoch, the name holds the steps too."""
     return f"resnet_rgb_epoch_{epochs}{f'_step_{steps}' if steps else ''}_checkpoint.pth.tar"
 
 
 def save(folder: Path, content: dict, is_best: bool, keep: int) -> None:
-    """Write a checkpoint under the name of its epoch and step and, if best, under the best one's.
+    """Write a checkpoint under the name of its epoch and step and, if ``is_best``, also as ``BEST``.
 
-    Then drop all but the last ``keep`` epochs and, within the present epoch, all but the last step. A file gets its
-    name only when it is complete and on disk, so a crash leaves the former ones as they were.
+    Then delete all epochs but the last ``keep``, and all checkpoints within an epoch but the newest one. A file gets
+    its name only when it is complete and on disk, so a crash leaves the earlier files as they were.
+
+    Errors: ``ConfigError`` if the file cannot be written.
     """
     path = folder / file_name(content["epoch"], content["step"])
     part = path.with_name(f"{path.name}.part")
@@ -37,7 +88,7 @@ def save(folder: Path, content: dict, is_best: bool, keep: int) -> None:
             os.fsync(file.fileno())
         part.rename(path)
         if is_best:
-            # A second name for the same file, which outlives the first, or a copy where there are no hard links.
+            # A hard link stays when the first name is deleted. A file system without hard links gets a copy.
             try:
                 part.hardlink_to(path)
             except OSError:
@@ -53,21 +104,17 @@ def save(folder: Path, content: dict, is_best: bool, keep: int) -> None:
         numbered[key].unlink(missing_ok=True)
 
 
-def is_due(save_every: int | str | None, step: int, seconds: float) -> bool:
-    """Whether it is time to save within an epoch: after so many steps, or minutes (``"20m"``) since the last one."""
-    if isinstance(save_every, str):
-        return seconds >= 60 * float(save_every.removesuffix("m"))
-    return save_every is not None and step % save_every == 0
-
-
 def newest(folder: Path) -> Path | None:
-    """The checkpoint that has come furthest in a run folder."""
+    """The checkpoint of the latest epoch and step in a run folder; ``None`` if there is none."""
     numbered = _numbered(folder)
     return numbered[max(numbered)] if numbered else None
 
 
 def open_folder(folder: Path) -> None:
-    """Make a run's folder, and clear it of what a process that was killed while writing has left."""
+    """Make a run's folder, and delete the incomplete files of a process that was killed while writing.
+
+    Errors: ``ConfigError`` if the folder cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for part in folder.glob("*.pth.tar.part"):
@@ -77,48 +124,34 @@ def open_folder(folder: Path) -> None:
 
 
 def read_for_resume(path: Path, arch: str) -> dict:
-    """A checkpoint that training can go on from. Errors: ``ConfigError`` or ``WeightsError`` with the reason."""
+    """Read a checkpoint that training can go on from.
+
+    Errors: ``ConfigError`` or ``WeightsError`` with the reason.
+    """
     content = read_checkpoint(path)
     check_for_resume(content, str(path), arch)
     return content
 
 
 def check_for_resume(content: dict, source: str, arch: str) -> None:
-    """Errors: ``ConfigError`` unless training of ``arch`` can go on from ``content``."""
+    """Check that training of ``arch`` can go on from ``content``.
+
+    Errors: ``ConfigError`` with the reason.
+    """
     remedy = "training cannot go on from it; resume from another checkpoint of the run, or start one with --tune_from"
     check_entries(content, RESUMED, source, remedy)
     if content["arch"] != arch:
         raise ConfigError(f"{source}: is a run of {content['arch']}, not of {arch}; choose another --run")
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, content: dict, source: str) -> None:
-    """Momentum from a checkpoint; learning rates, decay and multipliers stay those of the present recipe."""
-    groups, state = optimizer.state_dict()["param_groups"], content["optimizer"]["state"]
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    saved = [len(group["params"]) for group in content["optimizer"]["param_groups"]]
-    if saved != [len(group["params"]) for group in groups] or not set(state) <= set(range(len(parameters))):
-        raise ConfigError(f"{source}: other parameters were trained there; freeze what it froze, or start a new run")
-    for index, entry in state.items():
-        momentum = entry.get("momentum_buffer")
-        if momentum is None:
-            continue
-        problem = unusable(momentum) or misfit(momentum, parameters[index])
-        if problem or not momentum.isfinite().all():
-            raise ConfigError(
-                f"{source}: optimizer.state.{index}.momentum_buffer is {shown_name(problem or 'not finite')}; "
-                "resume from another checkpoint of the run, or start a new one"
-            )
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
 def _numbered(folder: Path) -> dict[tuple[int, int], Path]:
-    """(epochs, steps) -> file, in that order."""
+    """(epochs, steps) -> file, sorted by them."""
     found = ((_NUMBERED.fullmatch(path.name), path) for path in folder.glob("*.pth.tar"))
     return dict(sorted(((int(match[1]), int(match[2] or 0)), path) for match, path in found if match))
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring the new names to disk, where the system can."""
+    """Bring the new names to disk, if the system supports that."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:

@@ -1,4 +1,4 @@
-"""Recipes: every number a run depends on, from YAML files, overridden by the command line."""
+"""Recipes: every number that a run depends on, from YAML files. Values on the command line win."""
 
 import dataclasses
 import difflib
@@ -15,27 +15,29 @@ from data.modality import MODALITIES
 from data.sampling import CLIPS, SHORT_VIDEOS
 from data.transforms import CROPS
 from data.yaml_file import read_mapping
+from models.families import models
 
 RECIPES = Path(__file__).parents[1] / "models" / "recipes"
 
 
 class ConfigError(ValueError):
-    """A setting that cannot be used; the message is one line with the value and the remedy."""
+    """A setting that cannot be used. The message is one line with the value and the remedy."""
 
 
 def first_few(names: list[str], count: int = 8) -> str:
-    """Names for a message, one after the other; of many the first ones, and how many there are."""
+    """Names for a message: the first ones, and the count if there are more."""
     more = f", ... ({len(names)} in all)" if len(names) > count else ""
     return ", ".join(one_line(name) for name in names[:count]) + more
 
 
 Size = typing.NewType("Size", object)  # short side, or "HxW", or none
 Interval = typing.NewType("Interval", object)  # steps, or "20m", or none
+Factors = typing.NewType("Factors", dict)  # group of parameters -> factor of its learning rate
 
 
 @dataclass
 class Recipe:
-    """The settings of a run. The files in models/recipes say what each means and where its number comes from."""
+    """The settings of a run. ``models/recipes/tsn_r50.yaml`` explains each key and says where its number comes from."""
 
     # origin
     source: str
@@ -63,9 +65,7 @@ class Recipe:
     lr_steps: list[int]
     lr_decay: float
     lr_multipliers: bool
-    fc_lr_mult: float
-    fc_bias_lr_mult: float
-    sda_lr_mult: float
+    lr_mults: Factors
     momentum: float
     nesterov: bool
     weight_decay: float
@@ -116,7 +116,7 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that a key may have: from ``low`` to ``high``, these included unless ``open_low``, ``open_high``."""
+    """The numbers that a key may have, from ``low`` to ``high``. ``open_low`` and ``open_high`` exclude the bounds."""
 
     low: float
     high: float = math.inf
@@ -132,14 +132,14 @@ class Range:
         text = f"{'above' if self.open_low else 'at least'} {self.low:g}"
         if self.high == math.inf:
             return text
-        # Not 1e+06: it is a number that someone will type.
+        # Not 1e+06, because a user will type the number.
         return f"{text} and {'below' if self.open_high else 'at most'} {self.high:{'g' if self.high < 1e6 else '.0f'}}"
 
 
 POSITIVE, NOT_NEGATIVE = Range(0, open_low=True), Range(0)
-SHARE, BELOW_ONE = Range(0, 1), Range(0, 1, open_high=True)  # 1 would leave nothing
+SHARE, BELOW_ONE = Range(0, 1), Range(0, 1, open_high=True)
 SIDE = Range(1, 4096)  # px
-# The upper bounds of counts are far beyond use: what lies above is a slip, and would fill the memory or run for ever.
+# The upper bounds of counts are far beyond use. A larger number is a slip that would fill the memory or run for ever.
 RANGES = {
     "data_length": Range(1, 64),
     "num_segments": Range(1, 1024),
@@ -151,7 +151,7 @@ RANGES = {
     "warmup_epochs": NOT_NEGATIVE,
     "min_lr_ratio": SHARE,
     "lr_decay": Range(0, 1, open_low=True),
-    **dict.fromkeys(("fc_lr_mult", "fc_bias_lr_mult", "sda_lr_mult", "weight_decay"), NOT_NEGATIVE),
+    "weight_decay": NOT_NEGATIVE,
     "clip_gradient": POSITIVE,
     "skip_nonfinite": NOT_NEGATIVE,
     **dict.fromkeys(("input_size", "val_crop", "test_crop"), SIDE),
@@ -160,26 +160,29 @@ RANGES = {
     "seed": Range(0, 2**32 - 1),  # numpy's
     "workers": Range(0, 256),
 }
+FACTOR = "_lr_mult"  # the ending of a flag such as --sda_lr_mult 5, for lr_mults: {sda: 5}
 KEYS = {field.name: field.type for field in dataclasses.fields(Recipe)}
 
 
 def load_recipe(
     model: str, dataset: str, variant: str | None = None, kept: dict | None = None, **overrides: object
 ) -> Recipe:
-    """The recipe of ``model`` for ``dataset``; ``variant`` is a named alternative in its file, ``overrides`` win.
+    """The recipe of ``model`` for ``dataset``.
 
-    ``kept``: the values of a run that goes on, which win over the file's but not over a variant. A file may name a
-    ``base`` file, whose recipe for the dataset it changes, and hold ``datasets:`` and ``variants:``
-    with further changes.
+    A recipe file may name a ``base`` file, whose recipe for the dataset it changes, and hold ``datasets:`` and
+    ``variants:`` with further changes. Later values win, in this order: the base, the file, its lines for the dataset,
+    ``kept`` (the recipe of a run that goes on), the ``variant``, ``overrides``. ``lr_mults`` is merged key by key.
+
+    Errors: ``ConfigError`` with the file, the key and the remedy.
     """
-    path = RECIPES / f"{model}.yaml"
+    path = recipe_file(model)
     values, variants = _read(path, dataset)
-    values |= {key: value for key, value in (kept or {}).items() if key in KEYS}
+    values = _merged(values, {key: value for key, value in present_names(kept or {}).items() if key in KEYS})
     if variant is not None:
         if variant not in variants:
             raise ConfigError(f"{path.name}: no variant {variant!r}; known: {', '.join(variants) or 'none'}")
-        values |= variants[variant]
-    values |= overrides
+        values = _merged(values, variants[variant])
+    values = _merged(values, overrides)
     missing = [key for key in KEYS if key not in values]
     if missing:
         raise ConfigError(f"{path}: lacks the key {missing[0]!r}")
@@ -189,13 +192,32 @@ def load_recipe(
     return recipe
 
 
+def recipe_file(model: str) -> Path:
+    """The file of a model's recipe, in the folder that its family names."""
+    family, _ = models().get(model, (None, None))
+    return ((family and family.recipes) or RECIPES) / f"{model}.yaml"
+
+
+def present_names(recipe: dict) -> dict:
+    """A recipe whose keys may be the former ones: ``sda_lr_mult: 5`` is now ``lr_mults: {sda: 5}``."""
+    factors = {key.removesuffix(FACTOR): value for key, value in recipe.items() if key.endswith(FACTOR)}
+    others = {key: value for key, value in recipe.items() if not key.endswith(FACTOR)}
+    return _merged(others, {"lr_mults": factors}) if factors else others
+
+
 def list_variants(model: str) -> list[str]:
-    """The names that ``load_recipe`` knows as ``variant``. Errors: ``ConfigError``."""
-    return list(_read(RECIPES / f"{model}.yaml", "")[1])
+    """The names that ``load_recipe`` knows as ``variant``.
+
+    Errors: ``ConfigError`` if the recipe file cannot be read.
+    """
+    return list(_read(recipe_file(model), "")[1])
 
 
 def coerce(key: str, value: object) -> object:
-    """``value`` (from YAML or the command line) as the type of a recipe key. Errors: ``ConfigError``."""
+    """Convert ``value``, from YAML or the command line, to the type of a recipe key.
+
+    Errors: ``ConfigError`` for a value of another type or out of range.
+    """
     check_key(key, KEYS, "recipe key")
     declared = KEYS[key]
     optional = isinstance(declared, types.UnionType)
@@ -211,6 +233,8 @@ def coerce(key: str, value: object) -> object:
         return parse_size(value)
     if kind is Interval:
         return parse_interval(value)
+    if kind is Factors:
+        return parse_factors(value)
     if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
             value = float(value)
@@ -232,7 +256,10 @@ def coerce(key: str, value: object) -> object:
 
 
 def check_key(key: str, known: typing.Iterable[str], what: str) -> None:
-    """Raise for an unknown key and name the nearest known one."""
+    """Check that a key is known.
+
+    Errors: ``ConfigError`` that names the nearest known key.
+    """
     known = list(known)
     if key not in known:
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
@@ -240,7 +267,10 @@ def check_key(key: str, known: typing.Iterable[str], what: str) -> None:
 
 
 def parse_size(value: object) -> int | tuple[int, int] | None:
-    """``256`` is a short side, ``"240x320"`` is height x width, ``None`` or ``"none"`` leaves frames as stored."""
+    """``256`` is a short side, ``"240x320"`` is height x width, ``None`` or ``"none"`` keeps the size of the frames.
+
+    Errors: ``ConfigError`` for any other value.
+    """
     if value in (None, "none"):
         return None
     try:
@@ -259,7 +289,10 @@ def parse_size(value: object) -> int | tuple[int, int] | None:
 
 
 def parse_interval(value: object) -> int | str | None:
-    """``500`` is a number of steps, ``"20m"`` one of minutes, ``None`` or ``"none"`` never."""
+    """``500`` is a number of steps, ``"20m"`` a number of minutes, ``None`` or ``"none"`` is never.
+
+    Errors: ``ConfigError`` for any other value.
+    """
     if value in (None, "none"):
         return None
     text = str(value)
@@ -272,8 +305,29 @@ def parse_interval(value: object) -> int | str | None:
         raise ConfigError(f"interval {shown(value)} is neither steps such as 500 nor minutes such as 20m") from None
 
 
+def parse_factors(value: object) -> dict[str, float]:
+    """A mapping such as ``{"fc": 5}``, with numbers of at least 0.
+
+    Errors: ``ConfigError`` for any other value.
+    """
+    if not isinstance(value, dict):
+        raise ConfigError(f"lr_mults is {shown(value)}, not factors of groups such as {{fc: 5, fc_bias: 10}}")
+    factors = {}
+    for group, factor in value.items():
+        try:
+            factors[str(group)] = float(str(factor))
+        except ValueError:
+            raise ConfigError(f"lr_mults: {shown(group)} is {shown(factor)}, not a number") from None
+        if factors[str(group)] not in NOT_NEGATIVE:
+            raise ConfigError(f"lr_mults: {shown(group)} is {shown(factor)}; it must be {NOT_NEGATIVE}")
+    return factors
+
+
 def parse_views(value: str) -> tuple[int, int]:
-    """``"3x2"`` -> (3 crops, 2 clips)."""
+    """``"3x2"`` -> (3 crops, 2 clips).
+
+    Errors: ``ConfigError`` for any other value.
+    """
     crops, _, clips = str(value).partition("x")
     if crops not in map(str, CROPS) or clips not in map(str, CLIPS):
         raise ConfigError(f"views {value!r} must be CROPSxCLIPS with 1, 3, 5 or 10 crops and 1, 2 or 10 clips, as 3x2")
@@ -286,27 +340,37 @@ def to_plain(recipe: Recipe) -> dict:
     return {k: "x".join(map(str, v)) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
+def _merged(values: dict, changes: dict) -> dict:
+    """``values`` with ``changes``, which win; ``lr_mults`` is merged key by key."""
+    changes = present_names(changes)
+    if "lr_mults" in changes:
+        factors = [coerce("lr_mults", given["lr_mults"]) for given in (values, changes) if "lr_mults" in given]
+        changes["lr_mults"] = {group: factor for given in factors for group, factor in given.items()}
+    return values | changes
+
+
 def _read(path: Path, dataset: str) -> tuple[dict, dict]:
-    """Values for a dataset, and variants, of a recipe file on top of those of its base."""
+    """Values for a dataset, and variants, of a recipe file merged into those of its base."""
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
         raise ConfigError(f"no recipe {path.stem!r} in models/recipes; known: {known}")
     content = read_mapping(path, ConfigError)
     base = content.pop("base", None)
     datasets, variants = (_mapping(content.pop(key, {}), path) for key in ("datasets", "variants"))
     for part in (content, *datasets.values(), *variants.values()):
-        for key in _mapping(part, path):
-            try:
+        try:
+            for key in _merged({}, _mapping(part, path)):
                 check_key(key, KEYS, "recipe key")
-            except ConfigError as error:
-                raise ConfigError(f"{path}: {error}") from None
-    values = content | datasets.get(dataset, {})
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+    values = _merged(content, datasets.get(dataset, {}))
     if base is None:
         return values, variants
     if base == path.stem:
         raise ConfigError(f"{path}: names itself as its base")
-    base_values, base_variants = _read(path.with_name(f"{base}.yaml"), dataset)
-    return base_values | values, base_variants | variants
+    beside = path.with_name(f"{base}.yaml")
+    base_values, base_variants = _read(beside if beside.is_file() else recipe_file(base), dataset)
+    return _merged(base_values, values), base_variants | variants
 
 
 def _mapping(value: object, path: Path) -> dict:

@@ -1,4 +1,4 @@
-"""One process or many (torchrun): the same calls work for both."""
+"""Calls that work the same for one process and for many (started by torchrun)."""
 
 import os
 import signal
@@ -11,6 +11,8 @@ from typing import NoReturn
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from data.messages import one_line
 
@@ -21,9 +23,11 @@ from .workers import kill_loading_processes
 
 
 def init(device: str | None) -> torch.device:
-    """Join the process group that torchrun announces, if any, and choose and set up this process's device.
+    """Join the process group that torchrun announces, if any, and set up the device of this process.
 
-    ``device``: ``"cpu"``, ``"cuda"`` or ``None`` for a GPU where there is one.
+    ``device``: ``"cpu"``, ``"cuda"``, or ``None`` for a GPU if there is one and the CPU otherwise.
+
+    Errors: ``ConfigError`` if there is no GPU for this process.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -40,7 +44,7 @@ def init(device: str | None) -> torch.device:
     else:
         keep_freed_memory()
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        # gloo beside NCCL: what the host alone needs to know (sums of losses, a stop) does not pass through the GPU.
+        # gloo beside NCCL: values that only the host needs (sums of losses, a stop) do not pass through the GPU.
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(hours=1))
     return torch.device(device, local) if device == "cuda" else torch.device(device)
@@ -60,9 +64,9 @@ def is_main() -> bool:
 
 @contextmanager
 def main_process_first() -> Iterator[None]:
-    """The others enter when the first process has left: it alone writes what all then read. Not to be nested.
+    """Rank 0 runs the body first and writes the files; the other ranks wait, then run it.
 
-    If it fails, it alone says why; the others exit.
+    If rank 0 fails, it reports the error and the other ranks exit without running the body. Do not nest this.
     """
     done = [True]
     if not dist.is_initialized():
@@ -82,17 +86,24 @@ def main_process_first() -> Iterator[None]:
         yield
 
 
+def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model as it is trained: wrapped in DistributedDataParallel if there are several processes."""
+    if world_size() == 1:
+        return model
+    return DistributedDataParallel(model, [device.index] if device.type == "cuda" else None)
+
+
 def all_sum(values: torch.Tensor) -> torch.Tensor:
-    """The sum over processes, on all of them."""
+    """The sum of ``values`` over all processes, which all of them get; it replaces the content of ``values``."""
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
 
 
-def share_buffers(model: torch.nn.Module) -> None:
-    """Give every process the first one's BN statistics, which its checkpoint holds.
+def broadcast_buffers(model: nn.Module) -> None:
+    """Broadcast the BN statistics of rank 0, which the checkpoint holds.
 
-    DistributedDataParallel does so before each training step, but what a step adds is each process's own.
+    DistributedDataParallel broadcasts them before each training step, but after a step each process has its own.
     """
     if dist.is_initialized():
         for buffer in model.buffers():
@@ -100,7 +111,7 @@ def share_buffers(model: torch.nn.Module) -> None:
 
 
 def gather_objects(value: object) -> list:
-    """One value a process, in rank order, on all of them."""
+    """The values of all processes, in rank order, which all of them get."""
     if not dist.is_initialized():
         return [value]
     values = [None] * world_size()
@@ -109,20 +120,20 @@ def gather_objects(value: object) -> list:
 
 
 def fail_together(error: Exception) -> NoReturn:
-    """Raise what every process has found out; the first one alone says it."""
+    """Raise an error that all processes have found; only rank 0 reports it, the others exit."""
     if not is_main():
-        with suppress(RuntimeError):  # the first one leaves and never joins
+        with suppress(RuntimeError):  # wait until rank 0 has left: it never joins this sum
             all_sum(torch.zeros(1))
         os._exit(1)
     raise error
 
 
 def run_program(main: Callable[[], None], errors: tuple[type[Exception], ...]) -> None:
-    """Run ``main`` and end the process: nothing that is left over, a loading process or another rank, is waited for.
+    """Run ``main`` and end the process, without waiting for loading processes or other ranks.
 
-    Exit status: 0; 1 after an error, which is one line if it is expected (``errors``, memory that does not suffice,
-    another rank that is gone) and a traceback if it is a bug; ``interrupt.EXIT_CODE`` if the run was asked to stop and
-    saved; 130 after Ctrl-C. A failed rank does not wait for the others: torchrun ends them.
+    Exit status: 0 after success; 1 after an error; ``interrupt.EXIT_CODE`` if the run was asked to stop and has saved;
+    130 after Ctrl-C. An expected error (``errors``, too little memory, a lost rank) is reported in one line, a bug with
+    a traceback. A rank that fails does not wait for the others, because torchrun ends them.
     """
     try:
         main()
@@ -142,7 +153,7 @@ def run_program(main: Callable[[], None], errors: tuple[type[Exception], ...]) -
 
 
 def _expected(error: Exception) -> str | None:
-    """What the user can do about an error that PyTorch raises, or ``None`` for a bug of ours."""
+    """The message for an error of PyTorch that the user can do something about; ``None`` for a bug in this code."""
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError):
         remedy = "lower --batch_size, or try --precision bf16 or --activation_checkpointing true"
@@ -154,7 +165,9 @@ def _expected(error: Exception) -> str | None:
         return f"a forward pass of one clip leaves a batch norm (SDA's) one value for each channel; {remedy}"
     lost = "Connection closed by peer", "Connection reset by peer", "Socket closed", "Timed out waiting"
     if world_size() > 1 and (isinstance(error, dist.DistError) or any(words in text for words in lost)):
-        return f"rank {rank()} lost another rank of this run ({one_line(text)}); what that one says is the reason"
+        return (
+            f"rank {rank()} lost another rank of this run ({one_line(text)}); the message of that rank gives the reason"
+        )
     return None
 
 

@@ -1,21 +1,23 @@
-"""Scores of every video of a list, each exactly once however many processes share the work."""
+"""Scores of every video of a list, each exactly once, however many processes share the work."""
 
 import time
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import Subset
+from torch.utils.data import DataLoader, Subset
 
 from data import DataError, EvalDataset, collate
 from data.dataset import collate_good
+from reports.accuracy import accuracy, count_correct, means
 
 from . import distributed
 from .config import ConfigError
 from .interrupt import Stopped, StopRequest
 from .loading import check_shared_memory, clip_bytes, make_loader
-from .log import Meter, info, progress
-from .metrics import accuracy
+from .log import info, progress
+from .log_lines import Meter, result_lines, validation_line
 from .precision import Precision
 
 
@@ -31,93 +33,117 @@ def evaluate(
     stop: StopRequest | None = None,
     skip_bad: bool = False,
 ) -> tuple[np.ndarray, dict[str, float], dict[int, str]]:
-    """Scores (N, K) float32 in list order, mean logits over views; ``loss top1 top5 class_accuracy``; videos left out.
+    """Score every video of a list.
 
-    ``name`` is what errors call the model: its file, or the epoch.
+    Returns the scores (N, K) float32 in list order, which are mean logits over views; the figures ``loss top1 top5
+    class_accuracy``; and the videos left out, as place in the list -> reason. With P processes, each one scores every
+    P-th video, and all get the whole result. No video is repeated or dropped.
 
-    Every process takes each P-th video and all get the whole result; nothing is padded or dropped. ``batch_size`` is
-    the most clips in one forward pass, views counted; the model is on ``precision.device``.
-    A video that cannot be read stops the test; with ``skip_bad`` its scores are NaN, it counts in no figure, and the
-    last value says of its place in the list what was wrong.
-    Errors: ``DataError`` of such a video; ``ConfigError`` if a score is not finite; ``Stopped`` if a process was asked
-    to stop meanwhile.
+    The model is on ``precision.device``. ``batch_size`` is the largest number of clips in one forward pass; each view
+    is a clip. ``name`` is what errors call the model: its file, or the epoch. A video that cannot be read stops the
+    test. With ``skip_bad`` it is left out instead: its scores are NaN, and no figure counts it.
+
+    Errors: ``DataError`` if a video cannot be read, or, with ``skip_bad``, if none can; ``ConfigError`` if a score is
+    not finite; ``Stopped`` if a process was asked to stop.
     """
     model.eval()
-    mine = list(range(distributed.rank(), len(dataset), distributed.world_size()))
-    views = dataset.num_crops * dataset.num_clips
-    videos = max(1, batch_size // views)
-    check_shared_memory(workers, videos * views * clip_bytes(dataset))
-    subset = Subset(dataset, mine)
-    loader = make_loader(subset, workers, precision.device, collate_good if skip_bad else collate, batch_size=videos)
-    times, speed, totals = Meter(), Meter(), np.zeros(4)  # sums of loss, top-1, top-5 and videos
-    labels_of = np.array([video.label for video in dataset.videos])
-    scores: list[np.ndarray] = []
-    read: list[int] = []  # places in the list
-    left_out: dict[int, str] = {}
+    loader = _make_loader(dataset, batch_size, workers, precision.device, skip_bad)
+    share = _Share()
     start = time.perf_counter()
     for i, batch in enumerate(progress(loader, "val")):
         if stop is not None and stop.requested:
             break
-        if skip_bad:
-            batch, bad = batch
-            left_out |= bad
-            if batch is None:
-                continue
-        clips, labels, indices = batch
-        read += indices.tolist()
+        clips, labels, places = share.keep_readable(batch) if skip_bad else batch
+        if not len(labels):
+            continue
         loaded = time.perf_counter()
-        scored = score(model, clips.to(precision.device, non_blocking=True), dataset, batch_size, precision)
-        scores.append(scored)
-        step = _statistics(scored, labels.numpy(), label_smoothing) * len(labels)
-        totals += step
-        times.update(time.perf_counter() - start)
-        speed.update(len(labels) / (time.perf_counter() - loaded))
+        scores = score(model, clips.to(precision.device, non_blocking=True), dataset, batch_size, precision)
+        sums = _sums(scores, labels.numpy(), label_smoothing)
+        share.add(places.tolist(), scores, sums)
+        share.times.update(time.perf_counter() - start)
+        share.speed.update(len(labels) / (time.perf_counter() - loaded))
         if i % print_every == 0:
-            now, sofar = step / step[3], totals / totals[3]
-            info(
-                f"Val: [{i}/{len(loader)}]\tTime {times.value:.3f} ({times.average:.4f})\t"
-                f"Loss {now[0]:.4f} ({sofar[0]:.4f})\tPrec@1 {now[1]:.3f} ({sofar[1]:.3f})\t"
-                f"Prec@5 {now[2]:.3f} ({sofar[2]:.3f})"
-            )
+            now, so_far = (means(values, scores.shape[1]) for values in (sums, share.sums))
+            info(validation_line(i, len(loader), now, so_far, share.times))
         start = time.perf_counter()
 
+    scores, left_out = _gather(share, dataset, stop)
+    kept = [place for place in range(len(dataset)) if place not in left_out]
+    videos = [dataset.videos[place] for place in kept]
+    check_finite(scores[kept], [video.path for video in videos], name)
+    labels = np.array([video.label for video in videos])
+    result = accuracy(scores[kept], labels) | {"loss": _mean_loss(scores[kept], labels, label_smoothing)}
+    info(result_lines(result, share.times.average, share.speed.average * distributed.world_size()))
+    return scores, result, left_out
+
+
+def _make_loader(
+    dataset: EvalDataset, batch_size: int, workers: int, device: torch.device, skip_bad: bool
+) -> DataLoader:
+    """The loader of this process's share of the videos: each P-th one."""
+    views = dataset.num_crops * dataset.num_clips
+    videos = max(1, batch_size // views)
+    check_shared_memory(workers, videos * views * clip_bytes(dataset))
+    mine = Subset(dataset, range(distributed.rank(), len(dataset), distributed.world_size()))
+    return make_loader(mine, workers, device, collate_good if skip_bad else collate, batch_size=videos)
+
+
+@dataclass
+class _Share:
+    """What one process has scored so far."""
+
+    places: list[int] = field(default_factory=list)  # in the list, of the videos in ``scores``
+    scores: list[np.ndarray] = field(default_factory=list)  # (n, K) of each batch
+    left_out: dict[int, str] = field(default_factory=dict)  # place -> why the video cannot be read
+    sums: np.ndarray = field(default_factory=lambda: np.zeros(4))  # of loss, top-1, top-5 and videos
+    times: Meter = field(default_factory=Meter)  # seconds of a batch
+    speed: Meter = field(default_factory=Meter)  # videos/s without waiting for data
+
+    def keep_readable(self, batch: tuple) -> tuple:
+        """Clips, labels and places of the videos of a batch that could be read; note the others."""
+        readable, unread = batch
+        self.left_out |= unread
+        return readable or ((), (), ())
+
+    def add(self, places: list[int], scores: np.ndarray, sums: np.ndarray) -> None:
+        self.places += places
+        self.scores.append(scores)
+        self.sums += sums
+
+
+def _gather(share: _Share, dataset: EvalDataset, stop: StopRequest | None) -> tuple[np.ndarray, dict[int, str]]:
+    """The scores (N, K) of all processes in list order, NaN for videos left out; and why these were left out.
+
+    Errors: ``Stopped`` if a process was asked to stop; ``DataError`` if no video could be read.
+    """
     stopped = stop is not None and stop.requested
-    parts = distributed.gather_objects((read, np.concatenate(scores) if scores else None, left_out, stopped))
+    scores = np.concatenate(share.scores) if share.scores else None
+    parts = distributed.gather_objects((share.places, scores, share.left_out, stopped))
     if any(stopped for *_, stopped in parts):
         raise Stopped
-    left_out = {place: reason for *_, bad, _ in parts for place, reason in bad.items()}
+    left_out = {place: reason for *_, unread, _ in parts for place, reason in unread.items()}
     if len(left_out) == len(dataset):
         first = next(iter(left_out.values()))
         distributed.fail_together(DataError(f"none of the {len(dataset)} videos can be read; the first: {first}"))
-    classes = next(part.shape[1] for _, part, *_ in parts if part is not None)
-    whole = np.full((len(dataset), classes), np.nan, np.float32)
-    for indices, part, *_ in parts:
-        if part is not None:
-            whole[indices] = part
-    kept = [place for place in range(len(dataset)) if place not in left_out]
-    check_finite(whole[kept], [dataset.videos[place].path for place in kept], name)
-    loss = _statistics(whole[kept], labels_of[kept], label_smoothing)[0]
-    result = accuracy(whole[kept], labels_of[kept]) | {"loss": loss}
-    info(
-        f"Validation Results: Prec@1 {result['top1']:.3f} Prec@5 {result['top5']:.3f} Loss {loss:.5f} "
-        f"Time {times.average:.4f} Speed {speed.average * distributed.world_size():.4f} V/s"
-    )
-    info(f"Class Accuracy {result['class_accuracy']:.2f}%")
-    return whole, result, left_out
+    scored = [(places, part) for places, part, *_ in parts if part is not None]
+    whole = np.full((len(dataset), scored[0][1].shape[1]), np.nan, np.float32)
+    for places, part in scored:
+        whole[places] = part
+    return whole, left_out
 
 
 @torch.no_grad()
 def score(
     model: nn.Module, clips: torch.Tensor, dataset: EvalDataset, batch_size: int, precision: Precision
 ) -> np.ndarray:
-    """uint8 (N,V,T,C,H,W) -> mean logits (N,K), at most ``batch_size`` clips at a time."""
+    """uint8 (N,V,T,C,H,W) -> mean logits over views (N,K), with at most ``batch_size`` clips in a forward pass."""
     n, views = clips.shape[:2]
     logits = []
     for part in clips.flatten(0, 1).split(batch_size):
         with precision.autocast():
             logits.append(model(dataset.modality.normalise(part)).float())
     logits = torch.cat(logits).unflatten(0, (n, views))  # (N, V, K)
-    # What a mirrored view takes for a motion to the left is one to the right.
+    # In a mirrored view a motion to the left looks like one to the right, so such classes exchange their scores.
     mirrored = logits[:, views - dataset.mirrored_views :]
     for label, partner in dataset.mirror_pairs.items():
         if label < partner:
@@ -126,7 +152,10 @@ def score(
 
 
 def check_finite(scores: np.ndarray, paths: list[str], name: str) -> None:
-    """Errors: ``ConfigError`` that names the model and the first of the videos whose scores (N, K) are not finite."""
+    """Check that the scores (N, K) of the videos are finite.
+
+    Errors: ``ConfigError`` that names the model and the first video whose scores are not.
+    """
     bad = np.flatnonzero(~np.isfinite(scores).all(1))
     if len(bad):
         distributed.fail_together(
@@ -138,10 +167,14 @@ def check_finite(scores: np.ndarray, paths: list[str], name: str) -> None:
         )
 
 
-def _statistics(scores: np.ndarray, labels: np.ndarray, label_smoothing: float) -> np.ndarray:
-    """Mean loss, top-1 and top-5 in percent, and a 1."""
-    loss = nn.functional.cross_entropy(
-        torch.from_numpy(scores), torch.from_numpy(labels), label_smoothing=label_smoothing
-    )
-    result = accuracy(scores, labels)
-    return np.array([float(loss), result["top1"], result["top5"], 1.0])
+def _mean_loss(scores: np.ndarray, labels: np.ndarray, label_smoothing: float) -> float:
+    """The mean cross-entropy of scores (N, K) and labels (N)."""
+    scores, labels = torch.from_numpy(scores), torch.from_numpy(labels)
+    return float(nn.functional.cross_entropy(scores, labels, label_smoothing=label_smoothing))
+
+
+def _sums(scores: np.ndarray, labels: np.ndarray, label_smoothing: float) -> np.ndarray:
+    """The sums of loss, top-1 and top-5 over N videos, and N: (4,)."""
+    n = len(labels)
+    hits = count_correct(torch.from_numpy(scores), torch.from_numpy(labels))
+    return np.array([n * _mean_loss(scores, labels, label_smoothing), *hits.tolist(), n])

@@ -1,27 +1,30 @@
-"""The command line of the programs: a flag for each recipe key, explained by the file of the base recipe."""
+"""The command line of the programs: a flag for each recipe key, which the file of the base recipe explains."""
 
 import argparse
 import difflib
 import re
+import sys
 import types
 import typing
 
 import yaml
 
 from data import DataError, load_dataset_config
+from models.registry import check_model
 
 from . import config
-from .config import CHOICES, KEYS, ConfigError, Interval, Recipe, Size
+from .config import CHOICES, FACTOR, KEYS, ConfigError, Factors, Interval, Recipe, Size
 
 BASE = "tsn_r50"  # the recipe that all others start from; its file has a heading and a text for each key
 METAVARS = {bool: "true|false", int: "INT", float: "FLOAT", str: "TEXT", list[int]: "[INT, ...]", dict: "{KEY: VALUE}"}
-METAVARS |= {Size: "SIZE|none", Interval: "INTERVAL|none"}
+METAVARS |= {Size: "SIZE|none", Interval: "INTERVAL|none", Factors: "{GROUP: FACTOR}"}
 
 
 def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
-    """One flag for each recipe key, and ``--help``, which shows the defaults of a recipe.
+    """Add a flag for each recipe key, and ``--help``, which shows the defaults of a recipe.
 
-    It is the recipe that ``dataset``, ``model`` and ``--variant`` choose, as far as they stand before ``--help``.
+    The recipe is the one that ``dataset``, ``model`` and ``--variant`` choose, if they stand before ``--help``.
+
     Errors: the parser's, if the file of the base recipe cannot be read.
     """
     parser.add_argument(
@@ -44,10 +47,13 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
         if heading not in groups:
             groups[heading] = parser.add_argument_group(heading)
         groups[heading].add_argument(f"--{key}", metavar=_metavar(key), default=argparse.SUPPRESS, help=_plain(text))
+    for flag in {argument.split("=")[0] for argument in sys.argv[1:]}:
+        if re.fullmatch(rf"--\w+{FACTOR}", flag):  # any group may have one, so only those that are given become flags
+            parser.add_argument(flag, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def recipe_texts() -> dict[str, tuple[str, str]]:
-    """key -> the heading (``# --- heading``) above it and the comment behind it in the file of the base recipe.
+    """The heading (``# --- heading``) above each key, and the comment behind it, in the file of the base recipe.
 
     Errors: ``ConfigError`` if that file cannot be read.
     """
@@ -68,8 +74,8 @@ def recipe_texts() -> dict[str, tuple[str, str]]:
 
 
 def given_recipe_flags(args: argparse.Namespace) -> dict:
-    """The recipe keys that were on the command line."""
-    return {key: value for key, value in vars(args).items() if key in KEYS}
+    """The recipe keys, and factors such as ``sda_lr_mult``, that were on the command line."""
+    return {key: value for key, value in vars(args).items() if key in KEYS or key.endswith(FACTOR)}
 
 
 def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -81,6 +87,18 @@ def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
         hint = f"did you mean {near[0]}?" if near else "see --help"
         parser.error(f"unknown argument {unknown[0]!r}; {hint}")
     return args
+
+
+def check_model_names(parser: argparse.ArgumentParser, names: list[str]) -> None:
+    """Check that models have these names.
+
+    Errors: the parser's, for the first unknown name.
+    """
+    try:
+        for name in names:
+            check_model(name)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 class _RecipeHelp(argparse.Action):
@@ -99,10 +117,10 @@ class _RecipeHelp(argparse.Action):
 
 
 def _chosen_recipe(args: argparse.Namespace) -> tuple[Recipe, str]:
-    """The recipe whose defaults the help shows, and sentences that name it; what cannot be read is left out."""
+    """The recipe whose defaults the help shows, and sentences that name it and say what cannot be read."""
     name, problems = "", []
     try:
-        # With a root, since the toy set would be drawn for a dataset without.
+        # With a root, because without one the toy set would be drawn.
         name = load_dataset_config(args.dataset, root=".").name if args.dataset else ""
     except (DataError, OSError) as error:
         problems.append(str(error))
@@ -124,7 +142,7 @@ def _chosen_recipe(args: argparse.Namespace) -> tuple[Recipe, str]:
 
 
 def _metavar(key: str) -> str:
-    """The form of a key's values."""
+    """The form of a key's values on the command line."""
     if key in CHOICES:
         return "{" + ",".join(CHOICES[key]) + "}"
     declared = KEYS[key]
@@ -139,9 +157,11 @@ def _shown(value: object) -> str:
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_shown(entry)}" for key, entry in value.items()) + "}"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _plain(text: str) -> str:
-    """``text`` for argparse, which takes "%" for a format."""
+    """``text`` for argparse, which reads "%" as a format."""
     return text.replace("%", "%%")

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from data import DataError, DatasetConfig, EvalDataset, TrainDataset, Video, collate, read_list
-from data.checks import list_findings, overlap_findings
+from data.checks import Finding, list_findings, overlap_findings
 from data.dataset import collate_good
 from data.modality import Modality
 
@@ -20,12 +20,17 @@ from .workers import leave_signals_to_the_main_process
 
 PREFETCH = 2  # batches that each worker has ready
 SHARED_MEMORY = "/dev/shm"
+# What helps against a finding that stops the run, by its kind; the others are lines for the log.
+REMEDIES = {
+    "two_labels": "correct the list, or allow it with --allow_two_labels",
+    "overlap": "correct the lists, or allow it with --allow_overlap",
+}
 
 
 def make_loader(
-    dataset: torch.utils.data.Dataset, workers: int, device: torch.device, collate_fn=collate, **batching
+    dataset: torch.utils.data.Dataset, workers: int, device: torch.device, collate_fn=collate, **settings
 ) -> DataLoader:
-    """A loader of our datasets; ``batching``: ``batch_sampler`` or ``batch_size``."""
+    """A loader of our datasets; ``settings``: ``batch_sampler`` or ``batch_size``, and others of ``DataLoader``."""
     return DataLoader(
         dataset,
         num_workers=workers,
@@ -33,9 +38,9 @@ def make_loader(
         pin_memory=device.type == "cuda",
         prefetch_factor=PREFETCH if workers else None,
         worker_init_fn=leave_signals_to_the_main_process,
-        # Its own, or each new pass over the loader would draw from the one that dropout draws from.
+        # A generator of its own: otherwise each pass over the loader would draw from the one that dropout uses.
         generator=torch.Generator(),
-        **batching,
+        **settings,
     )
 
 
@@ -44,13 +49,16 @@ def training_data(
 ) -> tuple[DataLoader, EvalDataset]:
     """The training loader (its ``batch_sampler`` is a ``StepSampler``) and the validation set.
 
-    Errors: ``DataError`` for a list that cannot be used, ``ConfigError`` for too few videos or too little memory.
+    The loading processes of the training loader stay for the whole run.
+
+    Errors: ``DataError`` for a list or a source that cannot be used, ``ConfigError`` for too few videos or too little
+    memory.
     """
-    modality = Modality(recipe.modality, recipe.data_length)
-    source = {"root": dataset.root, "image_tmpl": dataset.image_tmpl, "num_segments": recipe.num_segments}
+    modality, source = Modality(recipe.modality, recipe.data_length), dataset.open_source()
     train_set = TrainDataset(
         read_list(dataset.train_list, dataset.num_classes),
-        **source,
+        source,
+        recipe.num_segments,
         resize=recipe.train_resize,
         input_size=recipe.input_size,
         flip=recipe.flip,
@@ -60,7 +68,8 @@ def training_data(
     )
     val_set = EvalDataset(
         read_list(dataset.val_list, dataset.num_classes),
-        **source,
+        source,
+        recipe.num_segments,
         resize=recipe.val_resize,
         crop_size=recipe.val_crop,
         input_size=recipe.input_size,
@@ -76,29 +85,43 @@ def training_data(
     check_shared_memory(recipe.workers, plan.per_process * clip_bytes(train_set))
     sampler = StepSampler(len(train_set), plan, distributed.rank(), recipe.seed)
     collate_fn = collate_good if recipe.on_bad_video == "skip" else collate
-    return make_loader(train_set, recipe.workers, device, collate_fn, batch_sampler=sampler), val_set
+    batching = {"batch_sampler": sampler, "persistent_workers": recipe.workers > 0}
+    return make_loader(train_set, recipe.workers, device, collate_fn, **batching), val_set
 
 
 def check_lists(
     dataset: DatasetConfig, train: list[Video], val: list[Video], allow_overlap: bool, allow_two_labels: bool
 ) -> None:
-    """Say what is odd about the lists. Errors: ``DataError`` for what must be allowed by name and is not."""
+    """Log what is odd about the lists.
+
+    Errors: ``DataError`` for a finding that needs a flag which is not given.
+    """
     for videos, file in ((train, dataset.train_list), (val, dataset.val_list)):
         check_list(dataset, videos, file, allow_two_labels)
-    for line in overlap_findings(train, val, dataset.root, allow_overlap):
-        info(line)
+    _report(overlap_findings(train, val, dataset.root), allow_overlap)
 
 
 def check_list(dataset: DatasetConfig, videos: list[Video], file: str, allow_two_labels: bool) -> None:
-    """The same for one list."""
-    for line in list_findings(videos, file, dataset.num_classes, dataset.categories, dataset.root, allow_two_labels):
-        info(line)
+    """``check_lists`` for one list."""
+    _report(list_findings(videos, file, dataset.num_classes, dataset.categories, dataset.root), allow_two_labels)
+
+
+def _report(findings: list[Finding], allowed: bool) -> None:
+    """Log the findings.
+
+    Errors: ``DataError`` for the first one that has a remedy, unless such are ``allowed``.
+    """
+    for kind, text in findings:
+        if kind in REMEDIES and not allowed:
+            raise DataError(f"{text}; {REMEDIES[kind]}")
+    for finding in findings:
+        info(finding.text)
 
 
 def check_clips(dataset: EvalDataset, on_bad_video: str, count: int = 4) -> None:
-    """Read a few videos, spread over the list, before an epoch is spent: a crop that does not fit shows in any of them.
+    """Read a few videos, spread over the list, before an epoch is spent. A crop that does not fit fails on any of them.
 
-    Errors: the ``DataError`` of one that cannot be read; if such videos are skipped, of none that can.
+    Errors: the ``DataError`` of the first one that cannot be read; if such videos are skipped, only if all are such.
     """
     places = sorted({round(i * (len(dataset) - 1) / (count - 1)) for i in range(count)})
     errors = [item for item in (dataset[i] for i in places) if isinstance(item, DataError)]
@@ -107,12 +130,14 @@ def check_clips(dataset: EvalDataset, on_bad_video: str, count: int = 4) -> None
 
 
 def clip_bytes(dataset: TrainDataset | EvalDataset) -> int:
-    """What one clip, or view, of a dataset takes as uint8."""
+    """How many bytes one clip, or view, of a dataset has as uint8."""
     return dataset.num_segments * dataset.modality.stored_channels * dataset.input_size**2
 
 
 def check_shared_memory(workers: int, batch_bytes: int, folder: str = SHARED_MEMORY) -> None:
-    """Loading processes hand batches over in shared memory; without room they die of a bus error, later.
+    """Check that there is room for the batches that loading processes hand over in shared memory.
+
+    Without room they would die of a bus error later.
 
     Errors: ``ConfigError`` if the batches that the workers of this node keep ready do not fit, or cannot be written.
     """
@@ -135,14 +160,14 @@ def check_shared_memory(workers: int, batch_bytes: int, folder: str = SHARED_MEM
 
 
 def describe_workers(workers: int) -> None:
-    """Say so if the node has fewer cores than its training processes have workers."""
+    """Log a line if the node has fewer cores than its training processes have workers."""
     processes, cores = processes_and_cores()
     if processes * workers > cores:
         info(f"workers: {processes} x {workers} loading processes share {cores} cores; more do not load faster")
 
 
 def advise_on_waiting(workers: int) -> str:
-    """What helps where training waits for data."""
+    """What helps if training waits for data."""
     processes, cores = processes_and_cores()
     if processes * (workers + 1) <= cores:
         return f"raise --workers ({workers} now, {cores} cores), store smaller frames, or use a faster disk"
@@ -150,6 +175,6 @@ def advise_on_waiting(workers: int) -> str:
 
 
 def processes_and_cores() -> tuple[int, int]:
-    """The training processes of this node, and the cores that they may use."""
+    """The number of training processes on this node, and of cores that they may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1)), cores

@@ -1,7 +1,6 @@
-"""Log files in the form of the published ones, and a reader for both."""
+"""Where log lines go, standard output and the log file, and the progress bar."""
 
 import logging
-import re
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -16,24 +15,11 @@ from .workers import batches
 LOGGER = logging.getLogger("motion")
 
 
-class Meter:
-    """The last value and the average over all so far, each value weighted by its count."""
-
-    def __init__(self):
-        self.value = self.total = self.count = 0.0
-
-    def update(self, value: float, count: float = 1.0) -> None:
-        self.value = value
-        self.total += value * count
-        self.count += count
-
-    @property
-    def average(self) -> float:
-        return self.total / self.count if self.count else 0.0
-
-
 class _ProgramLine(logging.Filter):
-    """Name the program and the line of it that is running, as the published logs do, wherever the call stands."""
+    """Give each record the name of the program and the line of it that is running, as the published logs do.
+
+    Without it, the record would name the file and the line that called ``info``.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         frame, main = sys._getframe(), getattr(sys.modules["__main__"], "__file__", None)
@@ -45,7 +31,7 @@ class _ProgramLine(logging.Filter):
 
 
 class _Console(logging.Handler):
-    """Standard output, above a progress bar where there is one."""
+    """Standard output; if there is a progress bar, the line appears above it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stdout)
@@ -53,7 +39,10 @@ class _Console(logging.Handler):
 
 
 class _File(logging.FileHandler):
-    """A log file; a line that cannot be written ends the run."""
+    """A log file; an error while writing ends the run.
+
+    Errors: ``ConfigError``.
+    """
 
     def __init__(self, path: Path):
         super().__init__(path, encoding="utf-8")
@@ -68,13 +57,13 @@ class _File(logging.FileHandler):
 
 
 def progress(loader: DataLoader, what: str) -> tqdm:
-    """The batches of ``loader`` under a bar: on a terminal, of the first process; none in a pipe."""
-    hidden = None if distributed.is_main() else True  # None: tqdm looks whether it writes to a terminal
+    """The batches of ``loader`` with a progress bar, which rank 0 shows if its output is a terminal."""
+    hidden = None if distributed.is_main() else True  # None: tqdm hides the bar if the output is not a terminal
     return tqdm(batches(loader), total=len(loader), unit="batch", desc=what, leave=False, disable=hidden)
 
 
 class _Buffer(logging.Handler):
-    """Lines that were said before there was a log file."""
+    """Keeps the lines that are logged before there is a log file."""
 
     def __init__(self):
         super().__init__()
@@ -85,7 +74,10 @@ class _Buffer(logging.Handler):
 
 
 def setup(enabled: bool = True, file_later: bool = False) -> None:
-    """Send log lines to standard output, and keep them if ``open_file`` follows; silence them if not ``enabled``."""
+    """Send log lines to standard output, or, if not ``enabled``, nowhere.
+
+    ``file_later``: also keep the lines until ``open_file`` writes them to a file.
+    """
     LOGGER.setLevel(logging.INFO if enabled else logging.CRITICAL)
     LOGGER.propagate = False
     LOGGER.handlers.clear()
@@ -95,7 +87,10 @@ def setup(enabled: bool = True, file_later: bool = False) -> None:
 
 
 def open_file(log_file: Path) -> None:
-    """Append log lines to a file from now on, those said so far among them, unless they are silenced."""
+    """Append the lines kept so far, and all later ones, to a file; do nothing if logging is not enabled.
+
+    Errors: ``ConfigError`` if the file cannot be written.
+    """
     (buffer,) = (handler for handler in LOGGER.handlers if isinstance(handler, _Buffer))
     LOGGER.removeHandler(buffer)
     if not LOGGER.isEnabledFor(logging.INFO):
@@ -119,37 +114,6 @@ def _add(handler: logging.Handler) -> None:
 
 
 def info(message: str) -> None:
+    """Log a message; each line of it becomes a log line of its own, an empty message none."""
     for line in message.splitlines():
         LOGGER.info(line)
-
-
-def read_log(path: str | Path) -> list[dict]:
-    """What a log says of each epoch: a row ``epoch lr loss top1 top5 val_loss val_top1 val_top5 class_accuracy``.
-
-    Reads our logs and the published ones (which carry a second time stamp and much other output). Epochs count from
-    0; training figures are the averages of the epoch's last line; keys of what was not logged are absent. An epoch
-    that stands there twice (a resumed run) keeps its last figures.
-    """
-    number = r"([-+.\deE]+|nan|inf)"
-    train = re.compile(
-        rf"Epoch: \[(\d+)\]\[\d+/\d+\], lr: {number}\s.*Loss \S+ \({number}\)\s+Prec@1 \S+ \({number}\)"
-        rf"\s+Prec@5 \S+ \({number}\)"
-    )
-    result = re.compile(rf"Validation Results: Prec@1 {number} Prec@5 {number} Loss {number}")
-    class_accuracy = re.compile(rf"Class Accuracy {number}%")
-    rows: dict[int, dict] = {}
-    row: dict = {}
-    with open(path, encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            if match := train.search(line):
-                epoch = int(match[1])
-                if row.get("epoch") != epoch:
-                    row = rows[epoch] = {"epoch": epoch}
-                row |= dict(zip(("lr", "loss", "top1", "top5"), map(float, match.groups()[1:]), strict=True))
-            elif match := result.search(line):
-                if not row:  # an evaluation alone
-                    row = rows[0] = {"epoch": 0}
-                row |= dict(zip(("val_top1", "val_top5", "val_loss"), map(float, match.groups()), strict=True))
-            elif (match := class_accuracy.search(line)) and row:
-                row["class_accuracy"] = float(match[1])
-    return [rows[epoch] for epoch in sorted(rows)]

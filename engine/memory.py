@@ -1,4 +1,4 @@
-"""Memory of the process on a CPU."""
+"""How a process on a CPU handles freed memory."""
 
 import ctypes
 from contextlib import suppress
@@ -8,11 +8,11 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep freed memory for the next tensors instead of giving it back to the system.
+    """Make glibc keep freed memory for the next tensors instead of returning it to the system.
 
-    By default every tensor of some MB is new memory, which the system clears page by page as it is first written; on a
-    CPU that is a tenth or more of a training step (``benchmarks/RESULTS.md``). The process stays as large as it once
-    was. Elsewhere than on glibc nothing happens.
+    By default every tensor of some MB gets new memory, which the system clears page by page when it is first written.
+    On a CPU that takes a tenth or more of a training step (``benchmarks/RESULTS.md``). The process keeps the size of
+    its peak. Without glibc nothing happens.
     """
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")

@@ -7,17 +7,19 @@ from data import DataError, DatasetConfig
 from data.modality import Modality
 from models import WeightsError, build_model, list_models, load_weights
 from models.resnet import VideoResNet
-from models.rsanet import rsa_backends
 from models.weight_files import shown_name
 from models.weights import check_weights, load_imagenet, released_model, released_segments, stored_classes
 
-from .config import KEYS, ConfigError, Recipe, check_key, load_recipe
+from .config import KEYS, ConfigError, Recipe, check_key, load_recipe, present_names
 from .log import info
 from .stored import SETTINGS, check_entries
 
 
 def build_from_recipe(name: str, num_classes: int, recipe: Recipe) -> VideoResNet:
-    """``build_model`` with the recipe's settings, without weights. Errors: ``ConfigError`` with the settings."""
+    """``build_model`` with the recipe's settings, without weights.
+
+    Errors: ``ConfigError`` with the settings if the network cannot be built with them.
+    """
     options = {
         "num_segments": recipe.num_segments,
         "in_channels": Modality(recipe.modality, recipe.data_length).channels,
@@ -36,13 +38,20 @@ def build_from_recipe(name: str, num_classes: int, recipe: Recipe) -> VideoResNe
         raise ConfigError(f"{name} cannot be built with {options}: {error}") from None
 
 
-def build_from_file(
+def build_from_checkpoint(
     checkpoint: dict, source: str, name: str | None, frames: int | None, dataset: DatasetConfig | None
 ) -> tuple[VideoResNet, Recipe]:
-    """The network of a checkpoint, without its weights, and the recipe it was trained by (its model's, if unknown).
+    """The network of a checkpoint, without its weights, and the recipe that trained it.
 
-    ``name`` and ``frames`` are what the user says, ``dataset`` what it will be tested on, if anything; what they leave
-    open is read from the file, and asked for if it does not tell. Errors: ``ConfigError``.
+    Args:
+        checkpoint: the content of a weights file.
+        source: the name of the file in messages.
+        name, frames: the model and its number of frames, if the user says them. Otherwise the checkpoint tells them.
+        dataset: the dataset of the test, if there is one.
+
+    If the checkpoint does not hold its recipe, the recipe is that of its model.
+
+    Errors: ``ConfigError`` if the checkpoint contradicts the user or the dataset, or tells too little.
     """
     trained = run_settings(checkpoint, source)
     own = trained["model"]
@@ -53,8 +62,9 @@ def build_from_file(
         known = ", ".join(list_models())
         raise ConfigError(f"{source}: does not say which model it holds; name it with --model ({known})")
     check_key(name, list_models(), f"model in {source}" if name == own else "model")
-    # What an older file of ours does not say yet, or no longer means anything, is the model's recipe.
-    settings = {key: value for key, value in trained["recipe"].items() if key in KEYS} if name == own else {}
+    # An older file may lack keys, which then come from the model's recipe, or hold keys that mean nothing now.
+    kept = present_names(trained["recipe"]) if name == own else {}
+    settings = {key: value for key, value in kept.items() if key in KEYS}
     frames = frames or settings.get("num_segments") or released_segments(source)
     if frames is None:
         raise ConfigError(f"{source}: does not say how many frames it was trained on; give --num_segments")
@@ -71,22 +81,22 @@ def build_from_file(
     where = dataset.name if dataset else trained["dataset"].get("name", "")
     try:
         recipe = load_recipe(name, where, **settings | {"num_segments": frames})
-        with torch.device("meta"):  # shapes alone: what a file says may need any amount of memory
+        with torch.device("meta"):  # shapes alone, because a file may describe a network of any size
             check_weights(build_from_recipe(name, classes, recipe), checkpoint, source)
     except WeightsError:
         raise
     except (ConfigError, DataError) as error:
         raise ConfigError(f"{source}: {shown_name(str(error), 500)}") from None
-    except Exception as error:  # a file's model_options may raise anything in the network that gets them
+    except Exception as error:  # the model_options of a file may raise anything in the network
         reason = shown_name(f"{type(error).__name__}: {error}", 200)
         raise ConfigError(f"{source}: its recipe describes no network ({reason}); load its state_dict alone") from error
     return build_from_recipe(name, classes, recipe), recipe
 
 
 def run_settings(checkpoint: dict, source: str = "checkpoint") -> dict:
-    """``model``, ``recipe`` and ``dataset`` of the run that wrote a checkpoint, as far as it tells.
+    """``model``, ``recipe`` and ``dataset`` of the run that wrote a checkpoint; empty for what it does not hold.
 
-    Errors: ``ConfigError`` for settings that are not what main.py writes.
+    Errors: ``ConfigError`` for settings that main.py would not write.
     """
     check_entries(checkpoint, SETTINGS, source)
     stored, arch = checkpoint.get("config", {}), checkpoint.get("arch")
@@ -97,9 +107,11 @@ def run_settings(checkpoint: dict, source: str = "checkpoint") -> dict:
 def build_for_training(
     name: str, num_classes: int, recipe: Recipe, device: torch.device, with_weights: bool
 ) -> VideoResNet:
-    """The network on its device, in training mode, with what it starts from and the recipe's switches set.
+    """The network of a recipe on its device, in training mode, with the recipe's switches set.
 
-    ``with_weights``: load ``recipe.tune_from`` or ``recipe.pretrained``; a resumed run has better ones.
+    ``with_weights``: load ``recipe.tune_from`` or ``recipe.pretrained``. A resumed run loads its checkpoint instead.
+
+    Errors: ``ConfigError`` for switches that exclude each other, ``WeightsError`` for weights that do not fit.
     """
     torch.manual_seed(recipe.seed)
     model = build_from_recipe(name, num_classes, recipe)
@@ -120,19 +132,20 @@ def build_for_training(
         )
     model.activation_checkpointing(recipe.activation_checkpointing)
     model = model.to(device)
-    for path in rsa_backends(model, device):
-        info(f"RSA: {path}")
+    for line in model.describe_backends(device):
+        info(line)
     if recipe.channels_last:
         channels_last(model)
     torch.backends.cudnn.benchmark = recipe.cudnn_benchmark
-    return model.train()  # frozen parameters are frozen in train(), before the optimiser's groups are made
+    return model.train()
 
 
 def channels_last(model: nn.Module) -> None:
-    """Lay 4-D weights out channels_last, which its convolutions then hand on to their outputs.
+    """Store 4-D weights in channels_last memory, so that the outputs of convolutions are channels_last too.
 
-    ``model.to(memory_format=...)`` refuses a network that also has 5-D weights (RSA, SDA). A 1x1 weight has both
-    layouts as it is; with the strides of the other one DistributedDataParallel would copy its gradient in each step.
+    ``model.to(memory_format=...)`` refuses a network that also has 5-D weights (RSA, SDA). A 1x1 weight is the same in
+    both layouts. It keeps its strides, because with others DistributedDataParallel would copy its gradient in each
+    step.
     """
     for parameter in model.parameters():
         if parameter.dim() == 4 and max(parameter.shape[2:]) > 1:

@@ -1,71 +1,101 @@
-"""Parameter groups, SGD and its learning rates, as the released code of the two papers has them."""
+"""Parameter groups, SGD and its learning rates, as in the released code of the two papers."""
+
+from collections.abc import Mapping
 
 import torch
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from models.resnet import VideoResNet
-from ops import SDA
-from ops.sda import QueryAggregation
 
-from .config import ConfigError, Recipe
+from .config import ConfigError, Recipe, check_key
 from .log import info
 
+LAYERS = (_ConvNd, nn.Linear)  # their parameters are a weight and a bias
+NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)
+FIRST = ("conv1_weight", "conv1_bias", "weight", "bias", "bn", "fc_weight", "fc_bias")  # groups, in this order
 
-def parameter_groups(
-    model: VideoResNet,
-    fc_lr_mult: float = 1.0,
-    fc_bias_lr_mult: float = 2.0,
-    sda_lr_mult: float = 5.0,
-    flow: bool = False,
-) -> list[dict]:
+
+def parameter_groups(model: VideoResNet, lr_mults: Mapping[str, float] | None = None, flow: bool = False) -> list[dict]:
     """Groups for ``torch.optim.SGD`` with ``name lr_mult decay_mult param_names`` beside ``params``.
 
-    Weight decay falls on weights (P1 and I of RSA among them), not on biases, BN or SDA's query. The weights of SDA,
-    not its BN, learn ``sda_lr_mult`` times faster; the classifier has multipliers of its own (RSA 1 and 2, SDA 1 and
-    2, TSM 5 and 10), and TSM's first convolution on ``flow`` (5 and 10). Frozen parameters are in no group.
+    A group is the weights, or the biases, of the backbone, the classifier (``fc``), on ``flow`` the first convolution
+    (``conv1``), or the modules whose class, or that of a module around them, declares the name of a group
+    (``optim_group = "sda"``). All norms are one group, ``bn``. A class declares what its parameters outside of
+    standard layers are (``optim_params = {"P1": "weight"}``). Decay falls on weights only. Frozen parameters are in
+    no group.
+
+    Args:
+        lr_mults: factors of the learning rate by ``fc``, ``fc_bias``, ``sda``, ... 1 for what it does not name, 5 for
+            flow's first convolution (TSM), and for biases twice the factor of the weights (TSN).
+
+    Errors: ``ConfigError`` for a parameter that no class declares and for a factor of a group that does not exist.
     """
-    rules = {
-        "conv1_weight": (5.0 if flow else 1.0, 1.0),
-        "conv1_bias": (10.0 if flow else 2.0, 0.0),
-        "weight": (1.0, 1.0),
-        "bias": (2.0, 0.0),
-        "bn": (1.0, 0.0),
-        "fc_weight": (fc_lr_mult, 1.0),
-        "fc_bias": (fc_bias_lr_mult, 0.0),
-        "sda_weight": (sda_lr_mult, 1.0),
-        "sda_query": (1.0, 0.0),
-    }
-    groups = {
-        name: {"name": name, "lr_mult": lr_mult, "decay_mult": decay_mult, "params": [], "param_names": []}
-        for name, (lr_mult, decay_mult) in rules.items()
-    }
-    sda = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, SDA))
-    for module_name, module in model.named_modules():
+    lr_mults = ({"conv1": 5.0} if flow else {}) | dict(lr_mults or {})
+    modules = dict(model.named_modules())
+    declared = {name: module.optim_group for name, module in modules.items() if hasattr(module, "optim_group")}
+    declared |= {"new_fc": "fc"} | ({"base_model.conv1": "conv1"} if flow else {})
+    members: dict[str, list[tuple[str, nn.Parameter]]] = {name: [] for name in FIRST}
+    for module_name, module in modules.items():
+        group = next((declared[name] for name in _with_parents(module_name) if name in declared), "")
         for leaf, parameter in module.named_parameters(recurse=False):
-            if not parameter.requires_grad:
-                continue
-            if isinstance(module, _BatchNorm):
-                kind = "bn"
-            elif isinstance(module, QueryAggregation):
-                kind = "sda_query"
-            elif module is model.new_fc:
-                kind = f"fc_{leaf}"
-            elif flow and module is model.base_model.conv1:
-                kind = f"conv1_{leaf}"
-            elif module_name.startswith(sda):
-                kind = "sda_weight"
-            else:
-                kind = "bias" if leaf == "bias" else "weight"
-            groups[kind]["params"].append(parameter)
-            groups[kind]["param_names"].append(f"{module_name}.{leaf}")
-    return [group for group in groups.values() if group["params"]]
+            if parameter.requires_grad:
+                role = _role(module, module_name, leaf)
+                name = role if role == "bn" or not group else f"{group}_{role}"
+                members.setdefault(name, []).append((f"{module_name}.{leaf}", parameter))
+    known = {name.removesuffix("_weight") for name in members} | set(declared.values())
+    for key, factor in lr_mults.items():
+        if factor != 1:  # a factor of 1 changes nothing; older checkpoints have one for SDA whatever their model is
+            check_key(key, sorted(known), f"group of {model.arch or 'the model'} in lr_mults")
+    return [
+        {
+            "name": name,
+            "lr_mult": _factor(name, lr_mults),
+            "decay_mult": float(name.endswith("weight")),
+            "params": [parameter for _, parameter in found],
+            "param_names": [parameter_name for parameter_name, _ in found],
+        }
+        for name, found in members.items()
+        if found
+    ]
+
+
+def _with_parents(name: str) -> list[str]:
+    """``"a.b"`` -> ``["a.b", "a", ""]``."""
+    parts = name.split(".") if name else []
+    return [".".join(parts[:length]) for length in range(len(parts), -1, -1)]
+
+
+def _role(module: nn.Module, module_name: str, leaf: str) -> str:
+    declared = getattr(module, "optim_params", {})
+    if leaf in declared:
+        return declared[leaf]
+    if isinstance(module, NORMS):
+        return "bn"
+    if isinstance(module, LAYERS) and leaf in ("weight", "bias"):
+        return leaf
+    raise ConfigError(
+        f"{module_name}.{leaf}: {type(module).__name__} does not declare this parameter for the optimiser; add "
+        f'optim_params = {{"{leaf}": "weight"}} to the class, or another word than weight to train it without decay'
+    )
+
+
+def _factor(group: str, lr_mults: Mapping[str, float]) -> float:
+    key = group.removesuffix("_weight")
+    if key in lr_mults:
+        return float(lr_mults[key])
+    weight = "weight" if group == "bias" else group.removesuffix("_bias")
+    return 2.0 * _factor(weight, lr_mults) if group.endswith("bias") else 1.0
 
 
 def build_optimizer(model: VideoResNet, recipe: Recipe) -> torch.optim.SGD:
-    """The recipe's optimiser; its groups go to the log. Errors: ``ConfigError`` if everything is frozen."""
-    groups = parameter_groups(
-        model, recipe.fc_lr_mult, recipe.fc_bias_lr_mult, recipe.sda_lr_mult, flow=recipe.modality == "Flow"
-    )
+    """The recipe's optimiser. Its groups go to the log.
+
+    Errors: those of ``parameter_groups``, and ``ConfigError`` if everything is frozen.
+    """
+    groups = parameter_groups(model, recipe.lr_mults, flow=recipe.modality == "Flow")
     for group in groups:
         lr_mult = group["lr_mult"] if recipe.lr_multipliers else "1 (lr_multipliers is off)"
         shown = f"lr_mult: {lr_mult}, decay_mult: {group['decay_mult']}"
@@ -84,7 +114,7 @@ def build_sgd(groups: list[dict], lr: float, momentum: float, nesterov: bool, we
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float, use_multipliers: bool) -> None:
     """Give every group ``lr``, times its ``lr_mult`` if ``use_multipliers``.
 
-    The released RSA code sets the multipliers and then lets its cosine schedule overwrite them, so its runs had one
+    The released RSA code sets the multipliers, and then its cosine schedule overwrites them. So its runs had one
     learning rate for all groups.
     """
     for group in optimizer.param_groups:

@@ -1,4 +1,4 @@
-"""Number formats of training and testing."""
+"""The number format of training and testing."""
 
 import torch
 
@@ -8,14 +8,16 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Precision:
-    """``"fp32"``, ``"tf32"``, ``"bf16"`` or ``"fp16"`` on a device; ``"auto"`` is the fastest that needs no care.
+    """One of the number formats ``"fp32"``, ``"tf32"``, ``"bf16"``, ``"fp16"`` and ``"auto"``, on a device.
 
-    ``"fp32"`` is what the published runs used: every product in 32 bits. ``"tf32"`` rounds the inputs of products to
-    10 bits on NVIDIA GPUs since Ampere. ``"bf16"`` and ``"fp16"`` are autocast, weights and optimiser stay in 32
-    bits; ``"fp16"`` scales the loss (``scaler``) and leaves a step out whose gradients overflow. ``"auto"``: bf16 on a
-    GPU that has it, fp16 on an older one, fp32 on a CPU.
+    ``"fp32"`` is what the published runs used: every product is computed in 32 bits. ``"tf32"`` rounds the inputs of
+    products to 10 bits on NVIDIA GPUs since Ampere. ``"bf16"`` and ``"fp16"`` use autocast; weights and optimiser stay
+    in 32 bits. ``"fp16"`` also scales the loss (``scaler``) and leaves out a step whose gradients overflow. ``"auto"``
+    is bf16 on a GPU that supports it, fp16 on an older GPU, and fp32 on a CPU.
 
-    Errors: ``ConfigError`` for what the device does not have.
+    Call ``apply`` before computing on the device: making the object changes nothing in the process.
+
+    Errors: ``ConfigError`` for a format that the device does not support.
     """
 
     def __init__(self, name: str, device: torch.device):
@@ -29,8 +31,11 @@ class Precision:
             raise ConfigError(f"precision bf16, but {torch.cuda.get_device_name(device)} has none; use fp16")
         self.name, self.device = name, device
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
-        if gpu:
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name != "fp32"
+
+    def apply(self) -> None:
+        """Switch TF32 of the whole process: off for fp32, on for the others. It does nothing for a CPU."""
+        if self.device.type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.name != "fp32"
 
     def autocast(self) -> torch.autocast:
         """The context of a forward pass."""

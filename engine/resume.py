@@ -1,4 +1,4 @@
-"""What a run that goes on takes over: its settings, and how much of an epoch."""
+"""What a resumed run takes from its checkpoint: settings, state, and how much of an epoch is done."""
 
 import difflib
 from dataclasses import dataclass, field
@@ -7,17 +7,17 @@ from pathlib import Path
 from data.messages import one_line
 
 from . import checkpoint
-from .config import ConfigError
+from .config import ConfigError, present_names
 from .log import info
 from .state import NO_BEST, TrainingState
 
-# What the clips of a step depend on, besides epoch and step.
+# The settings that the clips of a step depend on, besides epoch and step.
 STEPS_DEPEND_ON = ("global_batch_size", "seed", "training videos")
 
 
 @dataclass
 class Start:
-    """Where a run starts from: ``path`` and ``content`` of a checkpoint, or nothing."""
+    """Where a run starts from: ``path`` and ``content`` of a checkpoint, or nothing for a new run."""
 
     path: Path | None = None
     content: dict = field(default_factory=dict)
@@ -25,7 +25,7 @@ class Start:
 
     @property
     def settings(self) -> dict:
-        """The settings of the run that wrote the checkpoint (see ``main.describe``); empty for a new run."""
+        """The settings of the run that wrote the checkpoint; empty for a new run."""
         return self.content.get("config", {})
 
     @property
@@ -33,13 +33,16 @@ class Start:
         return self.settings.get("recipe", {})
 
     def flags(self, dataset: str) -> dict:
-        """What the command line said of a dataset when the run was started; nothing of another dataset."""
+        """The flags that the run was started with; empty if it was started with another dataset."""
         same = self.settings.get("dataset", {}).get("name") == dataset
         return self.settings.get("flags", {}) if same else {}
 
 
 def find_start(resume: str | None, folder: Path, arch: str) -> Start:
-    """What ``--resume`` says. Errors: ``ConfigError`` or ``WeightsError`` with the reason; a run is not overwritten."""
+    """The start that ``--resume`` asks for.
+
+    Errors: ``ConfigError`` or ``WeightsError`` with the reason, for instance if an existing run would be overwritten.
+    """
     found = checkpoint.newest(folder)
     if resume is None:
         if found:
@@ -57,7 +60,7 @@ def find_start(resume: str | None, folder: Path, arch: str) -> Start:
 
 
 def go_on(state: TrainingState, start: Start, settings: dict) -> None:
-    """Put the state of a checkpoint into ``state``, and say what is not as it was."""
+    """Put the state of a checkpoint into ``state``, and log which settings have changed since."""
     state.restore(start.content, str(start.path))
     info(f"resumed from {start.path}: {state}")
     before, now = _flat(start.settings), _flat(settings)
@@ -76,14 +79,14 @@ def go_on(state: TrainingState, start: Start, settings: dict) -> None:
 
 
 def _similar(folder: Path) -> str:
-    """A hint at a run of nearly this name that has a checkpoint."""
+    """A hint if a run of a similar name has a checkpoint; otherwise an empty text."""
     runs = [path.parent.name for path in folder.parent.glob("*/*_checkpoint.pth.tar")]
     near = difflib.get_close_matches(folder.name, runs, n=1, cutoff=0.75)
     return f"; did you mean the run {near[0]}?" if near else ""
 
 
 def _flat(settings: dict) -> dict:
-    """The settings that a run depends on, one level deep: recipe keys as they are, others by what they are."""
+    """The settings that a run depends on, one level deep. Recipe keys have present names, dataset keys a prefix."""
     dataset = {f"dataset {key}": value for key, value in settings.get("dataset", {}).items()}
     others = {key: settings[key] for key in ("variant", "processes") if key in settings}
-    return settings.get("recipe", {}) | dataset | others | settings.get("lists", {})
+    return present_names(settings.get("recipe", {})) | dataset | others | settings.get("lists", {})

@@ -1,4 +1,4 @@
-"""The place of a run: ``net_runs/<run>/``, its log, and the lock that keeps a second run of the same name out."""
+"""The files of a run: its folder ``net_runs/<run>/``, its log, and the lock against a second run of the same name."""
 
 import fcntl
 import os
@@ -15,7 +15,10 @@ RUNS, LOGS = Path("net_runs"), Path("logs")
 
 
 def run_folder(name: str) -> Path:
-    """The folder of a run. Errors: ``ConfigError`` for a name that leads out of ``net_runs/``."""
+    """The folder of a run.
+
+    Errors: ``ConfigError`` if the name leads out of ``net_runs/``.
+    """
     parts = Path(name).parts
     if not parts or name.startswith("/") or ".." in parts or not name.isprintable():
         raise ConfigError(f"--run {shown(name)}: its files would not lie in {RUNS}/; give a plain name")
@@ -28,11 +31,12 @@ def log_file(name: str) -> Path:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """No other process, on this node or another one that sees the folder, trains the run meanwhile.
+    """A context in which no other process trains the run, on this node or on another one that shares the folder.
 
-    The system holds the lock for this process alone (not for the loading processes that it starts) and drops it when
-    the process ends, however it ends. The file that carries it lies beside the run's folder, and goes with the lock.
-    Errors: ``ConfigError`` if another process holds it, or if the place cannot be written.
+    The lock belongs to this process only, not to the loading processes that it starts. The system releases it when the
+    process ends, however it ends. The lock file lies beside the run's folder and is deleted with the lock.
+
+    Errors: ``ConfigError`` if another process holds the lock, or if the file cannot be written.
     """
     path = folder.with_name(f".{folder.name}.lock")
     try:
@@ -43,21 +47,25 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # still under the lock: who waits for the file finds that it is another one
+        path.unlink(missing_ok=True)  # before the release: a process that then locks the file sees that it is gone
         os.close(descriptor)
-        for empty in made:  # of a run that never started
+        for empty in made:  # by a run that never started
             with suppress(OSError):
                 empty.rmdir()
 
 
 def _make_folders(folder: Path) -> list[Path]:
-    """Make a folder and those above it; returns the ones that were not there, the innermost first."""
+    """Make a folder and those above it; returns the ones that did not exist, the innermost first."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     return made
 
 
 def _open_and_lock(path: Path, folder: Path) -> int:
+    """The file descriptor of the locked file.
+
+    Errors: ``ConfigError`` if another process holds the lock.
+    """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -73,6 +81,6 @@ def _open_and_lock(path: Path, folder: Path) -> int:
                 f"run {folder.name} is being trained by another process ({holder or 'it has just begun'}); choose "
                 "another --run, or wait for its end"
             ) from None
-        except FileNotFoundError:  # its owner has just finished
+        except FileNotFoundError:  # the process that held the lock has just finished
             pass
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""What training changes, and its place in the run: everything that a checkpoint must hold."""
+"""The state of a training run: everything that a checkpoint must hold."""
 
 from dataclasses import dataclass, field
 
@@ -8,8 +8,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models import load_weights
 from models.resnet import VideoResNet
+from models.weight_files import misfit, shown_name, unusable
 
-from . import checkpoint
+from .config import ConfigError
 from .precision import Precision
 
 NO_BEST = -1.0  # percent: any accuracy is better
@@ -17,12 +18,14 @@ NO_BEST = -1.0  # percent: any accuracy is better
 
 @dataclass
 class TrainingState:
-    """Model, optimiser, loss scaler and averaged weights after ``epoch`` epochs and ``step`` steps of the next.
+    """Model, optimiser, loss scaler and averaged weights after ``epoch`` epochs and ``step`` steps of the next one.
 
-    ``totals`` are the sums of loss, top-1, top-5 and clips of the epoch so far, over all processes; ``skipped`` counts
-    steps left out because they were not finite; ``left_out`` says of each video of the epoch that could not be read
-    (its path) why. Random numbers are drawn from a seed of their own for each step and
-    process (``step_seed``) and for each clip, so no generator has a state to keep.
+    ``best`` is the highest validation Prec@1 so far, in percent. ``skipped`` counts the steps that were left out
+    because they were not finite. ``totals`` holds the sums of loss, top-1, top-5 and clips of the epoch so far, over
+    all processes. ``left_out`` maps the path of each video of the epoch that could not be read to the reason.
+
+    No generator has a state to save, because random numbers are drawn from a new seed for each step and process
+    (``step_seed``) and for each clip.
     """
 
     model: VideoResNet
@@ -38,7 +41,7 @@ class TrainingState:
 
     @property
     def tested(self) -> nn.Module:
-        """The model that is validated and published: the averaged one where there is one."""
+        """The model that is validated and published: the averaged one if there is one."""
         return self.model if self.ema is None else self.ema.module
 
     def __str__(self) -> str:
@@ -54,7 +57,11 @@ class TrainingState:
         self.step, self.totals, self.left_out = 0, [0.0] * 4, {}
 
     def to_checkpoint(self, config: dict) -> dict:
-        """``state_dict`` is what was validated; what training goes on from stands beside it if that is another."""
+        """The content of a checkpoint; ``config`` is the run's settings.
+
+        ``state_dict`` holds the validated weights. If weights are averaged, ``train_state_dict`` holds the ones that
+        training goes on from.
+        """
         content = {
             "epoch": self.epoch,
             "step": self.step,
@@ -73,23 +80,49 @@ class TrainingState:
         return content
 
     def restore(self, content: dict, source: str) -> None:
-        """Go on from a checkpoint. Errors: ``ConfigError`` or ``WeightsError`` for one that does not fit."""
+        """Take the state of a checkpoint.
+
+        Errors: ``ConfigError`` or ``WeightsError`` if it does not fit.
+        """
         weights = content.get("train_state_dict", content["state_dict"])
         load_weights(self.model, content | {"state_dict": weights}, name=source)
-        checkpoint.restore_optimizer(self.optimizer, content, source)
+        _restore_optimizer(self.optimizer, content, source)
         if content.get("scaler") and self.precision.scaler.is_enabled():
             self.precision.scaler.load_state_dict(content["scaler"])
         if self.ema is not None:
             load_weights(self.ema.module, content, name=source)
-            # A run that was not averaged so far starts its average here.
+            # A run that did not average its weights before starts the average here.
             self.ema.n_averaged.fill_(content.get("ema_updates", 0))
         self.epoch, self.step, self.best = content["epoch"], content.get("step", 0), content["best_prec1"]
         self.skipped, self.totals = content.get("skipped", 0), list(content.get("totals", self.totals))
         self.left_out = dict(content.get("left_out", {}))
 
 
+def _restore_optimizer(optimizer: torch.optim.Optimizer, content: dict, source: str) -> None:
+    """Take the momentum from a checkpoint. Learning rates, decay and multipliers stay those of the present recipe.
+
+    Errors: ``ConfigError`` if the checkpoint has other parameters or momentum that cannot be used.
+    """
+    groups, state = optimizer.state_dict()["param_groups"], content["optimizer"]["state"]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    saved = [len(group["params"]) for group in content["optimizer"]["param_groups"]]
+    if saved != [len(group["params"]) for group in groups] or not set(state) <= set(range(len(parameters))):
+        raise ConfigError(f"{source}: other parameters were trained there; freeze what it froze, or start a new run")
+    for index, entry in state.items():
+        momentum = entry.get("momentum_buffer")
+        if momentum is None:
+            continue
+        problem = unusable(momentum) or misfit(momentum, parameters[index])
+        if problem or not momentum.isfinite().all():
+            raise ConfigError(
+                f"{source}: optimizer.state.{index}.momentum_buffer is {shown_name(problem or 'not finite')}; "
+                "resume from another checkpoint of the run, or start a new one"
+            )
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
 def average_weights(model: nn.Module, decay: float | None) -> AveragedModel | None:
-    """An exponential moving average of weights and BN statistics, or ``None`` for no decay."""
+    """An exponential moving average of weights and BN statistics; ``None`` if ``decay`` is ``None``."""
     if decay is None:
         return None
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True).requires_grad_(False)

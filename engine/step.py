@@ -1,4 +1,4 @@
-"""One step of training: forward and backward passes of its micro-batches, one update."""
+"""One step of training: forward and backward passes of its micro-batches, and one update."""
 
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -8,25 +8,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from reports.accuracy import count_correct
+
 from . import distributed
 from .batch import BatchPlan
-from .metrics import count_correct
 from .precision import Precision
 
 
 @dataclass
 class Step:
-    """What a step did. Sums are over the clips of all processes."""
+    """The outcome of a step. ``loss top1 top5 clips`` are sums over the clips of all processes."""
 
-    loss: float  # sums
+    loss: float
     top1: float
     top5: float
     clips: float
-    finite: bool  # else the weights were left as they were
+    finite: bool  # if not, there was no update
     stop: bool  # whether any process was asked to stop
     norm: float  # of the gradient, before clipping
     unread: int  # clips of all processes that could not be read
-    bad: list[int] = field(default_factory=list)  # places of this process's clips whose loss is not a number
+    bad: list[int] = field(default_factory=list)  # indices of this process's clips whose loss is not finite
+
+    @property
+    def sums(self) -> tuple[float, float, float, float]:
+        """Of loss, top-1, top-5 and clips."""
+        return self.loss, self.top1, self.top5, self.clips
 
 
 def train_step(
@@ -41,18 +47,19 @@ def train_step(
 ) -> Step:
     """One update from the mean loss over the ``plan.global_batch`` clips of a step.
 
-    ``batches``: this process's ``plan.accumulation`` pairs of normalised clips (N,T,C,H,W) and labels (M). Clips beyond
-    the M-th stand in for some that could not be read: they have no part in the loss, so these count as a gradient of
-    zero, and where M is 0 the BN statistics stay as they are, too. The loss is
-    the cross-entropy; with smoothing e, ``(1-e)*NLL + e*mean over classes of -log p``. The gradient is clipped to the
-    norm ``clip_gradient``. If a loss of any process, or the gradient, is not finite, no process updates.
+    ``batches``: this process's ``plan.accumulation`` pairs of normalised clips (N,T,C,H,W) and labels (M). If M < N,
+    the clips from the M-th on only fill the places of clips that could not be read. They have no part in the loss, so
+    the clips that could not be read count as a gradient of zero. If M is 0, the BN statistics do not change either.
+
+    The loss is the cross-entropy; with smoothing e, ``(1-e)*NLL + e*mean over classes of -log p``. The gradient is
+    clipped to the norm ``clip_gradient``. If a loss of any process, or the gradient, is not finite, no process updates.
     """
     optimizer.zero_grad()
     losses, correct, clips_done, unread = [], 0.0, 0, 0
-    # DistributedDataParallel averages the gradients of the processes, so each is scaled up by their number.
+    # DistributedDataParallel averages the gradients of the processes, so each loss is multiplied by their number.
     scale = plan.processes / plan.global_batch
     for i, (clips, labels) in enumerate(batches, start=1):
-        kept = None if len(labels) else buffers(model)
+        kept = None if len(labels) else copy_buffers(model)
         more = i < plan.accumulation and isinstance(model, DistributedDataParallel)
         with model.no_sync() if more else nullcontext():
             with precision.autocast():
@@ -61,7 +68,7 @@ def train_step(
             loss = nn.functional.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none")
             precision.scaler.scale(loss.sum() * scale).backward()
         if kept is not None:
-            put_back(model, kept)
+            restore_buffers(model, kept)
         losses.append(loss.detach())
         correct = correct + count_correct(logits.detach(), labels)
         clips_done += len(labels)
@@ -74,7 +81,7 @@ def train_step(
     loss = torch.cat(losses)
     local = torch.stack([loss.sum(), *correct, norm]).double().cpu()  # waits for the device, once a step
     bad = torch.nonzero(~torch.isfinite(loss)).flatten().tolist()
-    # The norm is that of the shared gradient, one for all; with a scaler an overflow is its daily business.
+    # All processes have the same gradient and norm. With a scaler, an overflow is normal: the scaler skips the update.
     failed = not torch.isfinite(local[0]) or not (torch.isfinite(local[3]) or precision.scaler.is_enabled())
     sums = torch.tensor([*local[:3], clips_done, unread, failed, stop], dtype=torch.float64)
     *sums, unread, failed, stop = distributed.all_sum(sums).tolist()
@@ -84,11 +91,11 @@ def train_step(
     return Step(*sums, finite=not failed, stop=stop > 0, norm=float(local[3]), unread=int(unread), bad=bad)
 
 
-def buffers(model: nn.Module) -> list[Tensor]:
-    """A copy of the BN statistics, which a forward pass changes."""
+def copy_buffers(model: nn.Module) -> list[Tensor]:
+    """Copies of the BN statistics, which a forward pass changes."""
     return [buffer.clone() for buffer in model.buffers()]
 
 
-def put_back(model: nn.Module, kept: list[Tensor]) -> None:
+def restore_buffers(model: nn.Module, kept: list[Tensor]) -> None:
     for buffer, value in zip(model.buffers(), kept, strict=True):
         buffer.copy_(value)

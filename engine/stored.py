@@ -1,4 +1,4 @@
-"""What a checkpoint must hold: each entry and its meaning as data, checked in one place."""
+"""What a checkpoint must hold. Each entry and its meaning is data, and one function checks them."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from models.weight_files import shown, shown_name
 
 from .config import ConfigError
 
-LARGEST = torch.iinfo(torch.int64).max  # what a tensor can hold
+LARGEST = torch.iinfo(torch.int64).max  # the largest number in a tensor
 LARGEST_FLOAT = torch.finfo(torch.float32).max
 REMEDY = "give a checkpoint as main.py wrote it, or a file with its state_dict alone"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What an entry must be, in words and as a test. ``needed``: an older checkpoint has it, too."""
+    """What an entry must be, in words and as a test. ``needed``: checkpoints of every version have it."""
 
     what: str
     holds: Callable[[object], bool]
@@ -25,9 +25,11 @@ class Entry:
 
 
 def check_entries(content: dict, entries: dict[str, Entry], source: str, remedy: str = REMEDY) -> None:
-    """Errors: ``ConfigError`` for the first of ``entries`` that is wrong in ``content``, or missing if it is needed.
+    """Check the ``entries`` of ``content``.
 
-    ``a.b`` is the entry ``b`` of ``a``, and ``a.*`` is each of its entries; ``a`` stands before them in ``entries``.
+    ``a.b`` is the entry ``b`` of ``a``, and ``a.*`` is each entry of ``a``. ``a`` must come before them in ``entries``.
+
+    Errors: ``ConfigError`` for the first entry that is wrong, or that is missing and needed.
     """
     for key, entry in entries.items():
         found = [("", content)]
@@ -61,11 +63,11 @@ def _name(value: object) -> bool:
 
 
 def _count(value: object) -> bool:
-    return type(value) is int and 0 <= value <= LARGEST  # not a bool
+    return type(value) is int and 0 <= value <= LARGEST  # a bool is an int, but has another type
 
 
 def _number(value: object) -> bool:
-    return type(value) in (int, float) and abs(value) <= LARGEST_FLOAT  # which NaN is not
+    return type(value) in (int, float) and abs(value) <= LARGEST_FLOAT  # false for NaN
 
 
 def _positive(value: object) -> bool:
@@ -128,7 +130,7 @@ def _scaler(value: object) -> bool:
 
 COUNT, MAPPING, MODEL = "a whole number of at least 0", "a mapping", "a model's name"
 NUMBER = "a finite number above 0"
-# What testing and exporting read.
+# The entries that testing and exporting read.
 SETTINGS = {
     "arch": Entry(MODEL, _name),
     "config": Entry(MAPPING, _mapping),
@@ -148,7 +150,7 @@ SCALER = {
     "growth_interval": Entry(COUNT, _small_count),
     "_growth_tracker": Entry(COUNT, _small_count),
 }
-# What training goes on from.
+# The entries that a resumed run reads.
 RESUMED = SETTINGS | {
     "config": Entry(MAPPING, _mapping, needed=True),
     "config.variant": Entry("a variant's name, or none", _name),

@@ -1,11 +1,12 @@
-"""Members of a test: a network with its weights, the views it sees, and what it scores."""
+"""A test: its members (a network, the views it sees, its share in the average), their scores, and lines about them."""
 
+import argparse
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from data import DatasetConfig, EvalDataset
+from data import DatasetConfig, EvalDataset, FrameSource, Video
 from data.labels import mirror_pairs
 from data.modality import Modality
 from data.sampling import FrameOrder
@@ -13,14 +14,18 @@ from data.transforms import MIRRORED
 from models import load_weights
 from models.resnet import VideoResNet
 from models.weights import read_checkpoint
+from reports.accuracy import percent_text
+from reports.scores import Scores
 
 from . import config
 from .config import ConfigError, Recipe
+from .evaluate import evaluate
 from .log import info
-from .network import build_from_file, run_settings
+from .network import build_from_checkpoint, run_settings
+from .precision import Precision
 
 GEOMETRY = ("views", "resize", "crop", "input", "short_videos", "mirrored_scores")
-# What the released code tests with, by name; flags win.
+# What the released code tests with, by name. Flags override these values.
 PROTOCOLS = {
     "rsa": {"views": "1x1", "resize": "240x320", "crop": 224, "input": 224, "short_videos": "first_frame"},
     "sda": {"views": "1x1", "resize": "256", "crop": 224, "input": 224, "short_videos": "spread"},
@@ -29,39 +34,8 @@ PROTOCOLS = {
 
 
 @dataclass
-class Member:
-    """A network that is tested."""
-
-    weights: str
-    model: VideoResNet
-    recipe: Recipe  # it was trained by, or its model's if the file does not say
-    categories: list[str] | None  # class names in label order, if the file or the dataset says
-
-    @property
-    def modality(self) -> Modality:
-        return Modality(self.recipe.modality, self.recipe.data_length)
-
-
-def build_member(weights: str, name: str | None, frames: str | None, dataset: DatasetConfig | None) -> Member:
-    """A model with its weights. What the file does not tell is asked for. Errors: ``ConfigError``, ``WeightsError``."""
-    checkpoint = read_checkpoint(weights)
-    frames = None if frames is None else config.coerce("num_segments", frames)
-    model, recipe = build_from_file(checkpoint, weights, name, frames, dataset)
-    categories = run_settings(checkpoint)["dataset"].get("categories")
-    if dataset is not None:
-        if categories and dataset.categories and categories != dataset.categories:
-            raise ConfigError(
-                f"{weights}: was trained with other class names or another order of them than dataset {dataset.name}; "
-                "its scores would be read under wrong labels"
-            )
-        categories = dataset.categories or categories
-    info(str(load_weights(model, checkpoint, name=weights)))
-    return Member(weights, model.eval(), recipe, categories)
-
-
-@dataclass
 class Views:
-    """The geometry of a test: what was not given comes from a protocol or the recipe."""
+    """The geometry of a test, complete: ``choose_views`` fills in the values that were not given."""
 
     crops: int
     clips: int
@@ -76,20 +50,97 @@ class Views:
         shown = "as stored" if size is None else "x".join(map(str, size)) if isinstance(size, tuple) else size
         return f"resize {shown}, crop {self.crop}, {self.short_videos}"
 
-    def exchanged(self, member: Member) -> dict[int, int]:
-        """label -> label with which it exchanges its score in mirrored crops."""
-        return mirror_pairs(member.categories) if self.mirrored_scores == "swap" else {}
 
-    def protocol(self, member: Member) -> str:
-        """Crops x clips @ input, and what is done to scores of mirrored crops, where there are any."""
-        text = f"x{self.crops}x{self.clips} @{self.input}"
-        if self.crops in MIRRORED:
-            text += f" (mirrored scores {'swapped' if self.exchanged(member) else 'kept'})"
+@dataclass
+class Member:
+    """A network that is tested, alone or in an ensemble."""
+
+    file: str  # of its weights
+    model: VideoResNet
+    recipe: Recipe  # the one it was trained by, or its model's if the file does not say
+    categories: list[str] | None  # class names in label order, if the file or the dataset says
+    views: Views
+    share: float  # in the average; shares need not sum to 1
+
+    @property
+    def modality(self) -> Modality:
+        return Modality(self.recipe.modality, self.recipe.data_length)
+
+    @property
+    def mirror_pairs(self) -> dict[int, int]:
+        """label -> label with which it exchanges its score in mirrored crops."""
+        return mirror_pairs(self.categories) if self.views.mirrored_scores == "swap" else {}
+
+    @property
+    def protocol(self) -> str:
+        """Crops x clips @ input, and what is done to scores of mirrored crops, if there are any."""
+        text = f"x{self.views.crops}x{self.views.clips} @{self.views.input}"
+        if self.views.crops in MIRRORED:
+            text += f" (mirrored scores {'swapped' if self.mirror_pairs else 'kept'})"
         return text
 
 
+def build_members(args: argparse.Namespace, dataset: DatasetConfig | None) -> list[Member]:
+    """The members of a test, from its flags. One ``--model``, ``--num_segments`` or ``--protocol`` holds for all.
+
+    Errors: ``ConfigError`` and ``WeightsError`` with what does not fit and its remedy.
+    """
+    files, columns = args.weights, []
+    for flag in ("model", "num_segments", "protocol"):
+        given = getattr(args, flag)
+        values = given.split(",") if given else [None]
+        if len(values) not in (1, len(files)):
+            raise ConfigError(f"--{flag} {given} is {len(values)}, --weights are {len(files)}; give one or as many")
+        columns.append(values * len(files) if len(values) == 1 else values)
+    shares = parse_shares(args.member_weights, len(files))
+    geometry = {key: getattr(args, key) for key in GEOMETRY}
+    members = []
+    for file, name, frames, protocol, share in zip(files, *columns, shares, strict=True):
+        model, recipe, categories = load_network(file, name, frames, dataset)
+        members.append(Member(file, model, recipe, categories, choose_views(recipe, protocol, **geometry), share))
+    return members
+
+
+def parse_shares(text: str | None, count: int) -> list[float]:
+    """The share of each member from ``--member_weights``, such as ``"2,1"``; equal shares for ``None``.
+
+    Errors: ``ConfigError`` unless there are ``count`` numbers from 0 with a finite sum above 0.
+    """
+    if text is None:
+        return [1.0] * count
+    try:
+        shares = [float(part) for part in text.split(",")]
+    except ValueError:
+        shares = []
+    if len(shares) != count or min(shares) < 0 or not 0 < sum(shares) < float("inf"):
+        raise ConfigError(f"--member_weights {text} must be {count} numbers, such as 2,1 for two")
+    return shares
+
+
+def load_network(
+    file: str, name: str | None, frames: str | None, dataset: DatasetConfig | None
+) -> tuple[VideoResNet, Recipe, list[str] | None]:
+    """The network of a weights file, its recipe, and its class names. The user gives what the file does not say.
+
+    Errors: ``ConfigError``, ``WeightsError``.
+    """
+    checkpoint = read_checkpoint(file)
+    frames = None if frames is None else config.coerce("num_segments", frames)
+    model, recipe = build_from_checkpoint(checkpoint, file, name, frames, dataset)
+    categories = run_settings(checkpoint)["dataset"].get("categories")
+    if dataset is not None:
+        if categories and dataset.categories and categories != dataset.categories:
+            raise ConfigError(
+                f"{file}: was trained with other class names or another order of them than dataset {dataset.name}; "
+                "its scores would be read under wrong labels"
+            )
+        categories = dataset.categories or categories
+    info(str(load_weights(model, checkpoint, name=file)))
+    return model.eval(), recipe, categories
+
+
 def choose_views(recipe: Recipe, protocol: str | None, **given: object) -> Views:
-    """``given``: ``GEOMETRY``, each wins over the protocol, which wins over the recipe."""
+    """The views of a test. ``given`` values of ``GEOMETRY`` override the protocol, which overrides the recipe."""
     own = {
         "views": recipe.test_views,
         "resize": recipe.test_resize,
@@ -114,15 +165,18 @@ def choose_views(recipe: Recipe, protocol: str | None, **given: object) -> Views
     )
 
 
-def make_test_set(
-    member: Member, views: Views, videos: list, root: str, image_tmpl: str, order: FrameOrder
-) -> EvalDataset:
-    """The views of every video as the member takes them."""
+def make_test_set(member: Member, videos: list[Video], source: FrameSource, order: FrameOrder) -> EvalDataset:
+    """The views of every video as the member sees them.
+
+    Errors: ``ConfigError`` for an order that no clip can have.
+    """
+    views, frames = member.views, member.recipe.num_segments
+    if order.name == "repeat" and not 1 <= order.frame <= frames:
+        raise ConfigError(f"--repeat_frame {order.frame} is not one of the {frames} frames of a clip")
     return EvalDataset(
         videos,
-        root,
-        image_tmpl,
-        member.recipe.num_segments,
+        source,
+        frames,
         resize=views.resize,
         crop_size=views.crop,
         input_size=views.input,
@@ -131,26 +185,84 @@ def make_test_set(
         num_clips=views.clips,
         modality=member.modality,
         order=order,
-        mirror_pairs=views.exchanged(member),
+        mirror_pairs=member.mirror_pairs,
     )
 
 
-def protocol_line(members: list[Member], views: list[Views]) -> str:
-    """Frames x crops x clips @ input: ``16x3x2 @224``; frame counts of members with the same views in one bracket."""
+def score_list(
+    args: argparse.Namespace,
+    dataset: DatasetConfig,
+    videos: list[Video],
+    members: list[Member],
+    precision: Precision,
+    order: FrameOrder,
+) -> tuple[Scores, dict[int, str]]:
+    """The scores of the videos that can be read; and why others cannot, by their place in the list.
+
+    Errors: those of ``evaluate``.
+    """
+    parts, left_out = [], {}
+    for member in members:
+        test_set = make_test_set(member, videos, dataset.open_source(), order)
+        info(f"{member.file}: {member.model.arch}, {member.views}, {len(videos)} videos{order.suffix}")
+        part, _, unread = evaluate(
+            member.model.to(precision.device),
+            test_set,
+            precision,
+            args.batch_size,
+            member.recipe.workers if args.workers is None else config.coerce("workers", args.workers),
+            member.recipe.print_every,
+            name=member.file,
+            skip_bad=args.on_bad_video == "skip",
+        )
+        parts.append(part)
+        left_out |= unread
+    kept = [i for i in range(len(videos)) if i not in left_out]
+    parts = [part[kept] for part in parts]
+    names = ", ".join(f"{member.model.arch} ({member.views})" for member in members)
+    how = f", mean {args.average} weighted {args.member_weights or 'equally'}" if len(members) > 1 else ""
+    scores = Scores(
+        scores=average(parts, [member.share for member in members], args.average),
+        labels=np.array([videos[i].label for i in kept]),
+        paths=[videos[i].path for i in kept],
+        average=args.average,
+        protocol=f"{names}{how}: {protocol_line(members)}{order.suffix}",
+        categories=members[0].categories or None,
+        members=np.stack(parts),
+        member_names=[f"{m.model.arch} {m.recipe.num_segments} {m.file}" for m in members],
+    )
+    return scores, left_out
+
+
+def protocol_line(members: list[Member]) -> str:
+    """Frames x crops x clips @ input, such as ``16x3x2 @224``.
+
+    The frame counts of members with the same views stand in one bracket: ``(8+16)x3x2 @224``.
+    """
     frames: dict[str, list[str]] = {}
-    for member, geometry in zip(members, views, strict=True):
-        frames.setdefault(geometry.protocol(member), []).append(str(member.recipe.num_segments))
+    for member in members:
+        frames.setdefault(member.protocol, []).append(str(member.recipe.num_segments))
     return " + ".join(
         (counts[0] if len(counts) == 1 else f"({'+'.join(counts)})") + protocol for protocol, counts in frames.items()
     )
 
 
-def average(members: list[np.ndarray], weights: list[float], kind: str) -> np.ndarray:
-    """Scores (N,K) of an ensemble from those of its members (N,K), weighted.
+def average(members: list[np.ndarray], shares: list[float], kind: str) -> np.ndarray:
+    """The mean (N,K) of the members' scores (N,K), weighted by their shares.
 
     ``kind``: ``"logits"``, as released, or ``"softmax"``, the mean of each member's probabilities.
     """
     if kind == "softmax":
         members = [torch.from_numpy(scores).softmax(1).numpy() for scores in members]
-    total = sum(weight * scores.astype(np.float64) for weight, scores in zip(weights, members, strict=True))
-    return (total / sum(weights)).astype(np.float32)
+    total = sum(share * scores.astype(np.float64) for share, scores in zip(shares, members, strict=True))
+    return (total / sum(shares)).astype(np.float32)
+
+
+def order_table(rows: list[tuple[FrameOrder, dict[str, float]]]) -> str:
+    """A table of the accuracy for each order of frames, the first one unchanged, and the share of Top-1 lost."""
+    whole = rows[0][1]["top1"]
+    lines = ["frames                 Top-1   Top-5   of Top-1 lost"]
+    for order, result in rows:
+        lost = f"{100 * (1 - result['top1'] / whole):.1f} %" if whole else "-"
+        lines.append(f"{order!s:<20} {result['top1']:7.2f} {percent_text(result['top5'], '-'):>7}   {lost:>13}")
+    return "\n".join(lines)

@@ -1,6 +1,5 @@
-"""One epoch of training."""
+"""One epoch of training, and its validation."""
 
-import math
 import time
 from collections.abc import Iterator
 
@@ -9,17 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from data import DataError, TrainDataset
+from data import DataError, EvalDataset, TrainDataset
+from reports.accuracy import means
 
 from . import distributed
+from .checkpoint import Saver
 from .config import ConfigError, Recipe, first_few
-from .interrupt import StopRequest
+from .evaluate import evaluate
+from .interrupt import Stopped, StopRequest
 from .loading import advise_on_waiting
-from .log import Meter, info, progress
-from .reports import TOP5
-from .saver import Saver
+from .log import info, progress
+from .log_lines import Meter, training_line
 from .state import TrainingState
-from .step import Step, buffers, put_back, train_step
+from .step import Step, copy_buffers, restore_buffers, train_step
 
 MOST_UNREAD = 0.01  # of a list, in an epoch
 WAITING_IS_MUCH = 0.2  # of an epoch's time
@@ -36,19 +37,21 @@ def train_one_epoch(
 ) -> dict[str, float]:
     """Train from ``state.step`` to the end of the epoch; returns its ``loss top1 top5`` over all processes.
 
-    ``net`` is ``state.model``, wrapped where several processes train it. The optimiser has its learning rates already,
-    ``lr`` is for the log. After each step ``saver`` may save. Errors: ``ConfigError`` that names the videos when the
-    loss is no longer a number, ``DataError`` for a video that cannot be read, or, if they are left out, for too many.
+    ``net`` is ``state.model``, wrapped if several processes train it. The learning rates are already in the optimiser;
+    ``lr`` is for the log. After each step ``saver`` may save.
+
+    Errors: ``ConfigError`` that names the videos if the loss is not finite; ``DataError`` if a video cannot be read
+    or, if such videos are left out, if they are too many; ``Stopped`` if a process was asked to stop.
     """
     net.train()
     sampler, epoch, device = loader.batch_sampler, state.epoch, state.precision.device
-    sampler.epoch, sampler.first_step, loader.dataset.epoch = epoch, state.step, epoch
+    sampler.epoch, sampler.first_step = epoch, state.step
     feed = _Feed(progress(loader, f"epoch {epoch}"), loader.dataset, device)
     times, waits, speed = Meter(), Meter(), Meter()
     start = time.perf_counter()
     for i in range(state.step, sampler.steps):
         torch.manual_seed(step_seed(recipe.seed, epoch, i, distributed.rank()))
-        kept = buffers(state.model) if state.skipped < recipe.skip_nonfinite else None
+        kept = copy_buffers(state.model) if state.skipped < recipe.skip_nonfinite else None
         step = train_step(
             net,
             feed.take(sampler.plan.accumulation),
@@ -60,12 +63,11 @@ def train_one_epoch(
             stop.requested,
         )
         if step.unread:
-            _note_unread(feed.unread, state, loader.dataset)
+            _leave_out_videos(feed.unread, state, loader.dataset)
         if not step.finite:
-            _leave_out(step, [loader.dataset.videos[k].path for k in feed.indices], state, kept, recipe)
+            _undo_or_stop(step, [loader.dataset.videos[k].path for k in feed.indices], state, kept, recipe)
         else:
-            now = (step.loss, step.top1, step.top5, step.clips)
-            state.totals = [total + value for total, value in zip(state.totals, now, strict=True)]
+            state.totals = [total + value for total, value in zip(state.totals, step.sums, strict=True)]
             if state.ema is not None:
                 state.ema.update_parameters(state.model)
         state.step = i + 1
@@ -74,7 +76,8 @@ def train_one_epoch(
         waits.update(feed.waited)
         speed.update(sampler.plan.global_batch / (seconds - feed.waited), seconds - feed.waited)
         if i % recipe.print_every == 0 or state.step == sampler.steps:
-            _report(i, sampler.steps, lr, times, waits, speed, step, state)
+            now, so_far = (means(sums, state.model.num_classes) for sums in (step.sums, state.totals))
+            info(training_line(epoch, i, sampler.steps, lr, now, so_far, times, waits, speed))
         saver.after_step(state, step.stop)
         start = time.perf_counter()
     feed.close()
@@ -88,31 +91,30 @@ def train_one_epoch(
             f"epoch {epoch}: the loader is the limit, {share:.0f} % of the time went into waiting for data; "
             f"{advise_on_waiting(recipe.workers)}"
         )
-    loss, top1, top5 = _means(state.totals, state.model.num_classes)
-    return {"loss": loss, "top1": top1, "top5": top5}
+    return dict(zip(("loss", "top1", "top5"), means(state.totals, state.model.num_classes), strict=True))
 
 
 def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
-    """The seed of what one process draws in one step (dropout, stochastic depth).
+    """The seed of the random numbers of one process in one step (dropout, stochastic depth).
 
-    A run that goes on from any step so draws what an undisturbed one would, without a stored generator.
+    A resumed run therefore draws the same numbers as an uninterrupted one, and no generator has to be saved.
     """
     return int(np.random.SeedSequence((seed, epoch, step, rank)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class _Feed:
-    """Batches of a loader, brought to the device and normalised, with the time that was waited for them."""
+    """Batches of a loader, moved to the device and normalised, and the time spent waiting for them."""
 
     def __init__(self, batches: Iterator, dataset: TrainDataset, device: torch.device):
         self.bar, self.batches, self.dataset, self.device = batches, iter(batches), dataset, device
-        # Seconds; places in the list; and why some clips, by their places, could not be read: of the last step.
+        # Of the last step: seconds; places in the list; and, by their places, why some clips could not be read.
         self.waited, self.indices, self.unread = 0.0, [], {}
 
     def take(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The next ``count`` batches: float clips (N,T,C,H,W) and labels (M).
 
-        M is below N if some of the N clips could not be read; others of the batch then stand in their places at the
-        end, or, if there is none, grey ones.
+        M is less than N if some of the N clips could not be read. Copies of the batch's other clips then take their
+        places at the end, or grey clips if no clip could be read.
         """
         self.waited, self.indices, self.unread = 0.0, [], {}
         for _ in range(count):
@@ -137,8 +139,8 @@ class _Feed:
         self.bar.close()
 
 
-def _note_unread(unread: dict[int, str], state: TrainingState, dataset: TrainDataset) -> None:
-    """Say which videos could not be read in a step, in any process.
+def _leave_out_videos(unread: dict[int, str], state: TrainingState, dataset: TrainDataset) -> None:
+    """Log and count the videos of a step that could not be read, in any process; ``unread``: those of this process.
 
     Errors: ``DataError`` if more than ``MOST_UNREAD`` of the list could not be read in this epoch.
     """
@@ -155,12 +157,16 @@ def _note_unread(unread: dict[int, str], state: TrainingState, dataset: TrainDat
         )
 
 
-def _leave_out(step: Step, videos: list[str], state: TrainingState, kept: list[Tensor] | None, recipe: Recipe) -> None:
-    """A step that is not finite: put the BN statistics back and go on, or, with none kept, stop.
+def _undo_or_stop(
+    step: Step, videos: list[str], state: TrainingState, kept: list[Tensor] | None, recipe: Recipe
+) -> None:
+    """Undo a step that is not finite: put the BN statistics back that were ``kept`` before it, and count it.
 
     ``videos``: the paths of this process's clips in that step.
+
+    Errors: ``ConfigError`` if ``kept`` is ``None``, because then no further step may be left out.
     """
-    # Where every loss is finite but their gradient is not, any of the step's clips may have done it.
+    # If every loss is finite but the gradient is not, any clip of the step may be the cause.
     found = distributed.gather_objects(([videos[k] for k in step.bad], videos))
     named = sum((bad for bad, _ in found), []) or sum((everything for _, everything in found), [])
     what = (
@@ -171,28 +177,35 @@ def _leave_out(step: Step, videos: list[str], state: TrainingState, kept: list[T
         more = f" after {state.skipped} steps left out" if state.skipped else ""
         remedy = "lower --lr, look at these videos, or leave such steps out with --skip_nonfinite N"
         distributed.fail_together(ConfigError(f"{what}{more}; {remedy}"))
-    put_back(state.model, kept)
+    restore_buffers(state.model, kept)
     state.skipped += 1
     info(f"{what}: step left out, {state.skipped} of at most {recipe.skip_nonfinite}")
 
 
-def _means(totals: list[float], num_classes: int) -> tuple[float, float, float]:
-    """Loss, top-1 and top-5 in percent; NaN for what is not defined."""
-    loss, top1, top5, clips = totals
-    if not clips:
-        return (math.nan,) * 3
-    return loss / clips, 100 * top1 / clips, 100 * top5 / clips if num_classes > TOP5 else math.nan
+def validate(
+    dataset: EvalDataset, state: TrainingState, recipe: Recipe, batch_size: int, stop: StopRequest, saver: Saver
+) -> dict[str, float]:
+    """``loss top1 top5 class_accuracy`` of the present weights.
 
-
-def _report(
-    i: int, steps: int, lr: float, times: Meter, waits: Meter, speed: Meter, step: Step, state: TrainingState
-) -> None:
-    classes = state.model.num_classes
-    now, sofar = _means([step.loss, step.top1, step.top5, step.clips], classes), _means(state.totals, classes)
-    info(
-        f"Epoch: [{state.epoch}][{i}/{steps}], lr: {lr:.5f}\t"
-        f"Time {times.value:.3f} ({times.average:.3f})\tData {waits.value:.3f} ({waits.average:.3f})\t"
-        f"Loss {now[0]:.4f} ({sofar[0]:.4f})\t"
-        f"Prec@1 {now[1]:.3f} ({sofar[1]:.3f})\tPrec@5 {now[2]:.3f} ({sofar[2]:.3f})\t"
-        f"Speed {speed.value:.3f} V/s ({speed.average:.4f}) V/s"
-    )
+    Errors: those of ``evaluate``.
+    """
+    distributed.broadcast_buffers(state.tested)
+    try:
+        _, result, left_out = evaluate(
+            state.tested,
+            dataset,
+            state.precision,
+            batch_size,
+            recipe.workers,
+            recipe.print_every,
+            name=f"epoch {state.epoch}",
+            label_smoothing=recipe.label_smoothing,
+            stop=stop,
+            skip_bad=recipe.on_bad_video == "skip",
+        )
+    except Stopped:
+        saver.stop(state)
+    if left_out:
+        counted = f"{len(left_out)} of {len(dataset)} videos"
+        info(f"epoch {state.epoch}: validation WITHOUT {counted}: {first_few(list(left_out.values()))}")
+    return result

@@ -1,11 +1,11 @@
-"""Loading processes: what signals mean to them, how long their data is waited for, and their end."""
+"""Loading processes: how they treat signals, how long the main process waits for their data, and how they end."""
 
 import atexit
 import multiprocessing
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -17,15 +17,16 @@ from data import DataError
 
 from .interrupt import SIGNALS
 
-LOOK_EVERY = 5.0  # seconds between two looks at the loading processes while no batch comes
-LONGEST_STOP = 30.0  # seconds that one may stand still, by SIGSTOP or a debugger
+LOOK_EVERY = 5.0  # seconds between two looks at the loading processes
+LONGEST_STOP = 30.0  # seconds that a process may stand still, by SIGSTOP or a debugger
 LONGEST_WAIT = 600.0  # seconds without a batch, whatever the reason
 
 
 def leave_signals_to_the_main_process(_: int) -> None:
-    """``worker_init_fn``: Ctrl-C and a scheduler's SIGTERM reach loading processes too, whose data the step needs.
+    """``worker_init_fn``: loading processes ignore Ctrl-C and a scheduler's SIGTERM.
 
-    So ``terminate()`` does not end them; ``kill_loading_processes`` does.
+    The step that the main process finishes after such a signal needs their data. ``terminate()`` therefore does not
+    end them; ``kill_loading_processes`` does.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -34,50 +35,84 @@ def leave_signals_to_the_main_process(_: int) -> None:
 def batches(loader: DataLoader) -> Iterator[list[Tensor]]:
     """The batches of a loader that uses ``collate`` or ``collate_good``.
 
+    Processes of a loader with ``persistent_workers`` stay for the next pass, unless an error ends this one.
+
     Errors: the ``DataError`` of a batch that could not be read, and one for a loading process that died, stands still
     for ``LONGEST_STOP`` seconds or gives nothing for ``LONGEST_WAIT`` seconds.
     """
-    others = multiprocessing.active_children()
-    iterator = iter(loader)
-    _ignore_the_end_of_processes()
-    watch = _Watch([process for process in multiprocessing.active_children() if process not in others])
+    watch = _Watch(_processes(loader._iterator))  # the processes of an earlier pass, if they stayed
     try:
-        while True:
-            watch.waiting_since = time.monotonic()
-            try:
-                batch = next(iterator, None)
-            except (RuntimeError, EOFError, OSError):
-                watch.refuse_the_dead(patience=1.0)  # a connection may break before its process is gone
-                raise
-            watch.waiting_since = None
-            watch.refuse_the_dead()
-            if batch is None:
-                return
+        # Processes that stayed must answer before a new pass starts, so a stopped one is found here, too.
+        iterator = watch.wait_for(lambda: iter(loader))
+        _ignore_the_end_of_processes()
+        watch.begin(_processes(iterator))
+        while (batch := watch.wait_for(lambda: next(iterator, None))) is not None:
             if isinstance(batch, DataError):
-                del iterator  # its processes end now, not when this error is forgotten
                 raise batch
             yield batch
+    except Exception:
+        watch.waiting_since = time.monotonic()
+        iterator = loader._iterator = None  # the processes end now, not when the error is forgotten
+        raise
     finally:
-        watch.waiting_since = time.monotonic()  # for their end
+        watch.end(processes_stay=loader._iterator is not None)
+
+
+def _processes(iterator: object) -> list[BaseProcess]:
+    """The loading processes of a ``DataLoader``'s iterator, none without workers; PyTorch has no public name for them.
+
+    The iterator of ``persistent_workers`` is the loader's ``_iterator``, which is ``None`` before the first pass.
+    """
+    return list(getattr(iterator, "_workers", []))
 
 
 class _Watch:
-    """Looks at loading processes, as long as there are any, while the main process waits for a batch or for their end.
+    """Looks at loading processes while the main process waits for a batch, for the start of a pass, or for their end.
 
-    The main process may be in a read without a timeout. Killing what gives nothing any more wakes it.
+    The main process may be in a read without a timeout. It wakes up when a process that gives nothing is killed.
     """
 
     def __init__(self, processes: list[BaseProcess]):
-        self.processes, self.reason = processes, ""
-        self.waiting_since: float | None = None
-        threading.Thread(target=self._look, daemon=True).start()
+        self.processes: list[BaseProcess] = []
+        self.reason, self.waiting_since, self.ended = "", None, threading.Event()
+        self.begin(processes)
 
-    def refuse_the_dead(self, patience: float = 0.0) -> None:
-        """Errors: ``DataError`` if one was killed or failed, whether or not its data was there already."""
+    def begin(self, processes: list[BaseProcess]) -> None:
+        """Look at these processes from now on."""
+        new, self.processes = not self.processes, processes
+        if new and processes:
+            threading.Thread(target=self._look, daemon=True).start()
+
+    def end(self, processes_stay: bool) -> None:
+        """Stop looking: now if the processes stay, otherwise when they have ended."""
+        self.waiting_since = None if processes_stay else time.monotonic()
+        if processes_stay:
+            self.ended.set()
+
+    def wait_for(self, get: Callable[[], object]) -> object:
+        """What ``get`` returns.
+
+        Errors: its own; ``DataError`` if a process was killed or failed meanwhile.
+        """
+        self.waiting_since = time.monotonic()
+        try:
+            result = get()
+        except (RuntimeError, EOFError, OSError):
+            self._refuse_the_dead(patience=1.0)  # a connection may break before its process is gone
+            raise
+        self.waiting_since = None
+        self._refuse_the_dead()
+        return result
+
+    def _refuse_the_dead(self, patience: float = 0.0) -> None:
+        """Check that no process was killed or failed, whether or not its data had arrived already.
+
+        Errors: ``DataError`` with the reason.
+        """
         if patience:
             connection.wait([process.sentinel for process in self.processes], patience)
         for process in self.processes:
-            if process.exitcode:  # neither None, it lives, nor 0, it is done
+            if process.exitcode:  # not None, which means alive, and not 0, which means done
                 how = f"signal {-process.exitcode}" if process.exitcode < 0 else f"status {process.exitcode}"
                 raise DataError(
                     self.reason
@@ -87,8 +122,7 @@ class _Watch:
 
     def _look(self) -> None:
         stopped_since: float | None = None
-        while any(process.is_alive() for process in self.processes):
-            time.sleep(LOOK_EVERY)
+        while any(process.is_alive() for process in self.processes) and not self.ended.wait(LOOK_EVERY):
             now, stopped = time.monotonic(), [process for process in self.processes if _stands_still(process)]
             stopped_since = (stopped_since or now) if stopped and self.waiting_since else None
             if stopped_since and now - stopped_since >= LONGEST_STOP:
@@ -109,7 +143,7 @@ class _Watch:
 
 
 def _stands_still(process: BaseProcess) -> bool:
-    """Whether a process is stopped. Linux tells it; elsewhere the answer is no."""
+    """Whether a process is stopped. Only Linux tells it; on other systems the answer is no."""
     try:
         return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
     except OSError:
@@ -117,17 +151,17 @@ def _stands_still(process: BaseProcess) -> bool:
 
 
 def kill_loading_processes() -> None:
-    """End them, also those that stand still: without it Python waits for them at its own end, for ever."""
+    """End all loading processes, even stopped ones, for which Python would otherwise wait for ever at its own end."""
     _ignore_the_end_of_processes()
     for process in multiprocessing.active_children():
         process.kill()
 
 
-# It runs before multiprocessing's own, which was registered earlier and waits.
+# It runs before multiprocessing's own handler, which was registered earlier and waits for the processes.
 atexit.register(kill_loading_processes)
 
 
 def _ignore_the_end_of_processes() -> None:
-    """Undo PyTorch's SIGCHLD handler: it raises wherever the main thread is, also while a checkpoint is written."""
+    """Undo PyTorch's SIGCHLD handler, which raises wherever the main thread is, even while it writes a checkpoint."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from data import toy
-from engine.log import read_log
+from engine.log_lines import read_log
 
 MODELS = {  # colours of the Okabe-Ito palette, which colour-blind readers can tell apart
     "rsanet_tiny": ("RSANet", "#D55E00"),
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def _film() -> np.ndarray:
-    """A row of eight frames for each of the shown classes, with gaps: (H, W, 3)."""
+    """Eight frames of each shown class, one class per row, with gaps between the frames: (H, W, 3)."""
     rows = []
     for seed, name in enumerate(SHOWN):
         frames = toy.draw_video(name, np.random.default_rng(30 + seed))
@@ -79,7 +79,7 @@ def _wrapped(name: str) -> str:
 
 
 def _label_ends(axes, ends: list[tuple], last: int) -> None:
-    """Names at the curves' ends, moved apart where they would overlap."""
+    """Write the names at the ends of the curves, moved apart if they would overlap."""
     height, y = 7.5, float("inf")
     for top1, text, colour, _ in sorted(ends, reverse=True):
         y = min(top1, y - height)

@@ -5,29 +5,32 @@ import logging
 
 import torch
 from fvcore.nn import FlopCountAnalysis
-from torch import nn
 
-from .registry import build_model, check_models, list_models
-from .rsanet import set_rsa_backend
+from .registry import build_model, check_model, list_models
+from .resnet import VideoResNet
 
 
-def costs(model: nn.Module, num_segments: int, size: int) -> tuple[int, float]:
+def costs(model: VideoResNet, num_segments: int, size: int) -> tuple[int, float]:
     """Parameters, and multiply-adds of a clip ``(1, T, 3, size, size)`` as fvcore counts them (with batch norm)."""
     clip = torch.zeros(1, num_segments, 3, size, size)
-    set_rsa_backend(model, "reference")  # the released operations; they are all that fvcore sees
-    logging.getLogger("fvcore").setLevel(logging.ERROR)  # what fvcore does not count is elementwise
+    model.set_backend("reference")  # the released operations, because fvcore does not see into other paths
+    logging.getLogger("fvcore").setLevel(logging.ERROR)  # only elementwise operations are not counted
     count = FlopCountAnalysis(model.eval(), clip).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     return sum(p.numel() for p in model.parameters()), count.total()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m models.costs", description=__doc__)
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="default: all five R50 networks")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="default: all R50 networks")
     parser.add_argument("--num_segments", type=int, nargs="+", default=[8, 16], metavar="T")
     parser.add_argument("--size", type=int, default=224, metavar="PX", help="height and width of a frame")
     parser.add_argument("--num_classes", type=int, default=174, metavar="K")
     args = parser.parse_args()
-    check_models(parser, args.models)
+    try:
+        for name in args.models:
+            check_model(name)
+    except ValueError as error:
+        parser.error(str(error))
 
     print("| model | frames | size | parameters | G multiply-adds |\n|---|---|---|---|---|")
     for name in args.models or [name for name in list_models() if name.endswith("_r50")]:

@@ -1,4 +1,7 @@
-"""A network as a file for other programs: torch.export, ONNX, safetensors. Every file is read back and compared."""
+"""Write a network as a file for other programs: torch.export, ONNX, safetensors.
+
+Every file is read back and compared with the network.
+"""
 
 import copy
 import importlib
@@ -13,39 +16,41 @@ import torch
 from torch import Tensor
 
 from .resnet import VideoResNet
-from .rsanet import set_rsa_backend
 from .weight_files import CHECKSUM, checksum, read_checkpoint
 
-BATCH_SIZES = (1, 3)  # neither is the 2 that the network is traced with
-TOLERANCE = 1e-4  # of the largest logit
+BATCH_SIZES = (1, 3)  # the network is traced with another one, 2
+TOLERANCE = 1e-4  # relative to the largest logit
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OTHER_VERSION = "try another size, or newer versions of torch and of the packages for this format"
 
 
 class ExportError(RuntimeError):
-    """A network that cannot be exported, or a file that does not do what the network does."""
+    """A network cannot be exported, or the logits of the written file differ from the network's."""
 
 
 def export_program(model: VideoResNet, path: str | os.PathLike, size: int | tuple[int, int]) -> float:
     """Write ``model`` as a ``torch.export`` program, which ``torch.export.load(path).module()`` runs without our code.
 
-    The program is the network in eval mode, float32 on the CPU, whatever ``model`` is; ``model`` stays as it is. Its
-    batch dimension N is free, T, C, H and W are those of the export.
+    The program is the network in eval mode, in float32 on the CPU. ``model`` itself does not change. The batch
+    dimension N is free; T, C, H and W are fixed.
 
     Args:
-        path: a name that ends in ``.pt2``. The file gets it only after it was read back and agreed with eager.
+        path: a name that ends in ``.pt2``. The file gets this name only after it was read back and compared.
         size: H and W in pixels, or (H, W).
 
-    Shapes: ``clips (N, T, C, H, W)`` float32, ImageNet-normalised (or as the modality's) ``-> logits (N, K)``.
+    Shapes: ``clips (N, T, C, H, W)`` float32, normalised as the modality needs ``-> logits (N, K)``.
+
     Returns the largest difference from eager, over batches of 1 and of 3 random clips, relative to the largest logit.
-    Errors: ``ExportError``, also for a difference above 1e-4; no file is left then, an earlier one under this name is.
+
+    Errors: ``ExportError``, also for a difference above 1e-4. Then no file is written, and an earlier file of this
+    name stays.
     """
     model, clips = _prepared(model), _random_clips(model, size, 2)
     with _written(path, ".pt2") as part:
         with _explained(path, "cannot be traced by torch.export"):
             batch = torch.export.Dim("N", min=1)
             program = torch.export.export(model, (clips,), dynamic_shapes={"clips": {0: batch}})
-            program.example_inputs = None  # two clips would go into the file, 38 MB of them at 16 x 224 x 224
+            program.example_inputs = None  # they would be saved in the file, 38 MB at 16 x 224 x 224
         with _explained(path, "cannot be written or read back"):
             torch.export.save(program, part)
             module = torch.export.load(part).module()
@@ -55,8 +60,8 @@ def export_program(model: VideoResNet, path: str | os.PathLike, size: int | tupl
 def export_onnx(model: VideoResNet, path: str | os.PathLike, size: int | tuple[int, int]) -> float:
     """Write ``model`` as one ONNX file, with input ``clips`` and output ``logits``, and check it with onnxruntime.
 
-    Otherwise as ``export_program``, with a ``path`` that ends in ``.onnx``. Needs the packages onnx, onnxscript and
-    onnxruntime.
+    All else is as in ``export_program``, with a ``path`` that ends in ``.onnx``. Needs the packages onnx, onnxscript
+    and onnxruntime.
     """
     _need(*ONNX_PACKAGES)
     model, clips = _prepared(model), _random_clips(model, size, 2)
@@ -70,7 +75,7 @@ def export_onnx(model: VideoResNet, path: str | os.PathLike, size: int | tuple[i
                 input_names=["clips"],
                 output_names=["logits"],
                 dynamic_shapes={"clips": {0: "N"}},
-                external_data=False,  # one file: all our networks are far below protobuf's 2 GB
+                external_data=False,  # one file, because all our networks are far below protobuf's 2 GB
                 verbose=False,
             )
         with _explained(path, "cannot be read back by onnxruntime"):
@@ -79,17 +84,18 @@ def export_onnx(model: VideoResNet, path: str | os.PathLike, size: int | tuple[i
 
 
 def export_safetensors(model: VideoResNet, path: str | os.PathLike, config: dict | None = None) -> None:
-    """Write the weights as safetensors, which ``load_weights`` reads; bit-equal after reading back, or no file.
+    """Write the weights as safetensors, which ``load_weights`` reads. The file is read back and must be bit-equal.
 
-    The metadata, all strings, are ``arch``, ``num_segments`` and ``num_classes``, and ``config``, a run's settings as
-    JSON, if given: so ``test_models.py`` finds what it finds in a checkpoint; and a checksum of all this, which
-    ``load_weights`` verifies. Needs the package safetensors.
-    Errors: ``ExportError``, also for weights that are not finite.
+    The metadata are strings: ``arch``, ``num_segments``, ``num_classes``, a checksum, which ``load_weights`` verifies,
+    and, if given, ``config``, the settings of a run as JSON. So ``test_models.py`` finds the same settings as in a
+    checkpoint. Needs the package safetensors.
+
+    Errors: ``ExportError``, also for weights that are not finite. Then no file is written.
     """
     _need("safetensors")
     from safetensors.torch import save
 
-    # Weights may lie channels_last; the format knows one layout.
+    # Weights may be in channels_last memory, which the format does not know.
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     for key, value in state.items():
         if not value.isfinite().all():
@@ -102,7 +108,7 @@ def export_safetensors(model: VideoResNet, path: str | os.PathLike, config: dict
             if config:
                 metadata["config"] = json.dumps(config)
             metadata[CHECKSUM] = checksum(state, metadata)
-            part.write_bytes(save(state, metadata))  # save_file() hides the file from other users
+            part.write_bytes(save(state, metadata))  # save_file() would let no other user read the file
             found = read_checkpoint(part)["state_dict"]
         other = [key for key in {**state, **found} if key not in found or not _same_bits(state.get(key), found[key])]
         if other:
@@ -111,12 +117,12 @@ def export_safetensors(model: VideoResNet, path: str | os.PathLike, config: dict
 
 def _prepared(model: VideoResNet) -> VideoResNet:
     model = copy.deepcopy(model).cpu().float().eval()
-    set_rsa_backend(model, "reference")  # plain operations, which other programs know
+    model.set_backend("reference")  # plain operations, which other programs know
     return model
 
 
 def _random_clips(model: VideoResNet, size: int | tuple[int, int], batch: int) -> Tensor:
-    """(N, T, C, H, W), the same at each call."""
+    """Clips (N, T, C, H, W), the same for each call."""
     height, width = size if isinstance(size, tuple) else (size, size)
     generator = torch.Generator().manual_seed(batch)
     return torch.randn(batch, model.num_segments, model.in_channels, height, width, generator=generator)
@@ -125,7 +131,10 @@ def _random_clips(model: VideoResNet, size: int | tuple[int, int], batch: int) -
 def _largest_difference(
     path: str | os.PathLike, run: Callable[[Tensor], Tensor], model: VideoResNet, size: int | tuple[int, int]
 ) -> float:
-    """Of ``run`` from ``model``, relative to the largest logit. Errors: ``ExportError`` above ``TOLERANCE``."""
+    """The largest difference of the logits of ``run`` from those of ``model``, relative to the largest logit.
+
+    Errors: ``ExportError`` for a difference above ``TOLERANCE``.
+    """
     differences = []
     for batch in BATCH_SIZES:
         clips = _random_clips(model, size, batch)
@@ -138,7 +147,7 @@ def _largest_difference(
         if found.shape != expected.shape:
             raise ExportError(f"{path}: gives logits {tuple(found.shape)}, the network {tuple(expected.shape)}")
         differences.append(float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30)))
-        if not differences[-1] <= TOLERANCE:  # nor NaN
+        if not differences[-1] <= TOLERANCE:  # true for NaN, too
             raise ExportError(
                 f"{path}: its logits of {batch} clips are off by {differences[-1]:.2g} of the network's largest, "
                 f"more than {TOLERANCE:g}; it was removed, {OTHER_VERSION}"
@@ -150,18 +159,21 @@ def _onnx_runner(path: Path) -> Callable[[Tensor], Tensor]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # its errors come as exceptions, too
+    options.log_severity_level = 4  # its errors are also raised as exceptions
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda clips: torch.from_numpy(session.run(["logits"], {"clips": clips.numpy()})[0])
 
 
 def _need(*packages: str) -> None:
-    """Errors: ``ExportError`` with the pip command for packages that are not there, or do not fit each other."""
+    """Import packages.
+
+    Errors: ``ExportError`` with the pip command for packages that are missing or do not fit each other.
+    """
     broken = {}
     for name in packages:
         try:
             importlib.import_module(name)
-        except Exception as error:  # onnxscript raises an AttributeError beside an onnx that is too old
+        except Exception as error:  # onnxscript raises an AttributeError if onnx is too old for it
             broken[name] = _reason(error)
     if broken:
         raise ExportError(
@@ -172,11 +184,11 @@ def _need(*packages: str) -> None:
 
 @contextmanager
 def _written(path: str | os.PathLike, ending: str) -> Iterator[Path]:
-    """A name to write to, beside ``path``; what was written there is ``path`` only if nothing was raised."""
+    """Give a temporary name beside ``path``. The file is renamed to ``path`` if the body raises nothing."""
     path = Path(path)
     if path.suffix != ending:
         raise ExportError(f"{path}: must end in {ending}")
-    part = path.with_name(f"{path.stem}.part{ending}")  # readers look at the ending
+    part = path.with_name(f"{path.stem}.part{ending}")  # with the ending, by which readers know the format
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
@@ -190,7 +202,7 @@ def _written(path: str | os.PathLike, ending: str) -> Iterator[Path]:
 
 @contextmanager
 def _explained(path: str | os.PathLike, what: str) -> Iterator[None]:
-    """The many errors and warnings of the exporters as one ``ExportError`` of one line."""
+    """Raise any error of an exporter as an ``ExportError`` of one line, and silence its warnings."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -202,14 +214,14 @@ def _explained(path: str | os.PathLike, what: str) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of what it all began with: the exporters wrap an error several times."""
+    """The first line of the original error, which exporters wrap several times."""
     while error.__cause__ is not None:
         error = error.__cause__
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _same_bits(a: Tensor | None, b: Tensor) -> bool:
-    """Not ``torch.equal``: for it NaN differs from itself."""
+    """Whether two tensors have the same bits. (``torch.equal`` says that NaN differs from itself.)"""
     if a is None or a.dtype != b.dtype or a.shape != b.shape:
         return False
     return torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))

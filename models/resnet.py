@@ -1,6 +1,7 @@
-"""torchvision's ResNet on frames, with slots for temporal operators, and the video network around it."""
+"""torchvision's ResNet on frames, with places for temporal modules, and the video network around it."""
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -10,17 +11,42 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.models import resnet
 from torchvision.ops import StochasticDepth
 
+# Where a module can be inserted into a bottleneck. At "conv2" it replaces the 3x3 convolution.
+PLACES = ("before_conv1", "before_conv2", "conv2", "after_bn2", "after_bn3")
+STEM = "base_model.conv1.weight"
+
 
 class Bottleneck(resnet.Bottleneck):
-    """torchvision's bottleneck with three empty slots: ``shift`` before conv1, ``sda`` after bn2, ``drop`` after bn3.
+    """torchvision's bottleneck with named places for modules. Shapes: ``(N*T, C, H, W) -> (N*T, C', H', W')``.
 
-    A fourth operator, RSA, takes the place of ``conv2`` itself. Shapes: ``(N*T, C, H, W) -> (N*T, C', H', W')``.
+    Every inserted module takes and returns ``(N*T, C, H, W)``. ``drop``, stochastic depth, is the last module of the
+    residual branch.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.shift, self.sda, self.drop = nn.Identity(), nn.Identity(), nn.Identity()
-        self.recompute = False  # keep the input only, and compute the rest again in the backward pass
+        self.inserted: dict[str, list[str]] = {place: [] for place in PLACES}  # place -> names, in order
+        self.drop = nn.Identity()
+        self.recompute = False  # save only the input, and recompute the rest in the backward pass
+
+    def insert(self, place: str, name: str, module: nn.Module) -> None:
+        """Put ``module`` at ``place``, behind the modules that are there, and register it as ``name``.
+
+        ``name`` is the name in released weights; at ``"conv2"`` it must be ``"conv2"``.
+
+        Errors: ``ValueError`` for an unknown place and for a name that is taken.
+        """
+        if place not in PLACES:
+            raise ValueError(f"place {place!r} must be one of {', '.join(PLACES)}")
+        if place == "conv2":
+            if name != "conv2":
+                raise ValueError(f"a module at conv2 replaces conv2, so its name must be conv2, not {name!r}")
+            self.conv2 = module
+            return
+        if hasattr(self, name):
+            raise ValueError(f"the bottleneck has a {name!r} already; choose another name")
+        self.add_module(name, module)
+        self.inserted[place].append(name)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.recompute and self.training and torch.is_grad_enabled():
@@ -29,15 +55,22 @@ class Bottleneck(resnet.Bottleneck):
         return self.compute(x)
 
     def compute(self, x: Tensor) -> Tensor:
-        y = self.relu(self.bn1(self.conv1(self.shift(x))))
-        y = self.relu(self.sda(self.bn2(self.conv2(y))))
-        y = self.drop(self.bn3(self.conv3(y)))
+        """The forward pass."""
+        y = self.relu(self.bn1(self.conv1(self._at("before_conv1", x))))
+        y = self.bn2(self.conv2(self._at("before_conv2", y)))
+        y = self.relu(self._at("after_bn2", y))
+        y = self.drop(self._at("after_bn3", self.bn3(self.conv3(y))))
         return self.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+    def _at(self, place: str, x: Tensor) -> Tensor:
+        for name in self.inserted[place]:
+            x = getattr(self, name)(x)
+        return x
 
 
 @contextmanager
 def _keeping_statistics(block: nn.Module) -> Iterator[None]:
-    """A second forward pass of the same batch must not count twice in the running statistics of BN."""
+    """Keep the running statistics of BN, because the second forward pass of a batch must not count again."""
     norms = [m for m in block.modules() if isinstance(m, _BatchNorm)]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
@@ -51,7 +84,7 @@ def _keeping_statistics(block: nn.Module) -> Iterator[None]:
 
 
 class VideoStochasticDepth(StochasticDepth):
-    """Drop a residual branch for a whole video: one draw for its T frames. ``(N*T, C, H, W) -> (N*T, C, H, W)``."""
+    """Drop the residual branch of a whole video, with one draw for its T frames. ``(N*T, C, H, W) -> the same``."""
 
     def __init__(self, p: float, num_segments: int):
         super().__init__(p, mode="row")
@@ -82,6 +115,20 @@ class TinyResNet(resnet.ResNet):
 BACKBONES = {"r50": lambda: resnet.ResNet(Bottleneck, [3, 4, 6, 3]), "tiny": TinyResNet}
 
 
+def block_name(stage: int, index: int) -> str:
+    """The prefix of a bottleneck's tensors in a state dict."""
+    return f"base_model.layer{stage + 1}.{index}."
+
+
+def options_of(operator: Callable, options: dict, besides: Container[str] = ()) -> dict:
+    """Move the options that the signature of ``operator`` names, ``besides`` left out, from ``options`` to the result.
+
+    So an operator's options are listed once, in its signature.
+    """
+    names = [name for name in inspect.signature(operator).parameters if name in options and name not in besides]
+    return {name: options.pop(name) for name in names}
+
+
 def _with_channels(conv: nn.Conv2d, in_channels: int) -> nn.Conv2d:
     """A convolution like ``conv`` for other inputs, initialised as torchvision's ResNet."""
     conv = nn.Conv2d(in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=False)
@@ -98,12 +145,15 @@ class VideoResNet(nn.Module):
         dropout: probability, on each frame's feature before the linear layer.
         stochastic_depth: drop probability of the last bottleneck's branch; it grows linearly from 0 at the first.
         partial_bn: train only the first BatchNorm2d and freeze all others (TSN).
-        frozen_stages: train neither the stem nor the first ``frozen_stages`` stages (res2, ...) while in training
-            mode; 0 is the stem alone, -1 nothing.
-        norm_eval: every batch norm uses its running statistics and keeps them, its parameters are not trained.
-        in_channels: C, of a segment: 3 for RGB, 2L for flow, 3L for L differences of frames.
+        frozen_stages: do not train the stem and the first ``frozen_stages`` stages (res2, ...). 0 freezes the stem
+            alone, -1 nothing.
+        norm_eval: every batch norm uses its running statistics and keeps them; its parameters are not trained.
+        in_channels: C of a segment: 3 for RGB, 2L for flow, 3L for L differences of frames.
 
-    Shapes: ``(N, T, C, H, W)`` float, normalised as the modality's ``-> (N, K)`` logits.
+    ``not_in_imagenet`` lists the prefixes of the tensors that an ImageNet file does not hold.
+
+    Shapes: ``(N, T, C, H, W)`` float, normalised as the modality needs ``-> (N, K)`` logits.
+
     Errors: ``ValueError`` for clips of another shape, frame count or number of channels.
     """
 
@@ -125,7 +175,8 @@ class VideoResNet(nn.Module):
         self.num_classes, self.num_segments, self.partial_bn = num_classes, num_segments, partial_bn
         self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
         self.in_channels = in_channels
-        self.arch: str | None = None  # the name it was built by
+        self.arch: str | None = None  # the name that it was built by
+        self.not_in_imagenet: list[str] = []
         self.base_model = BACKBONES[backbone]()
         if in_channels != 3:
             self.base_model.conv1 = _with_channels(self.base_model.conv1, in_channels)
@@ -150,13 +201,46 @@ class VideoResNet(nn.Module):
                 for index, block in enumerate(layer):
                     yield stage, index, block
 
+    def insert(
+        self,
+        place: str,
+        name: str,
+        make: Callable[[Bottleneck], nn.Module],
+        blocks: Container[tuple[int, int]] | None = None,
+    ) -> None:
+        """Put ``make(bottleneck)`` at ``place`` of bottlenecks under ``name``, and note it in ``not_in_imagenet``.
+
+        Args:
+            place: one of ``PLACES``.
+            name: the name of the module in released weights; ``"conv2"`` if ``place`` is.
+            make: builds the module of a bottleneck, whose convolutions tell the channels.
+            blocks: (stage, index) of the chosen bottlenecks, both from 0 as in ``blocks()``; ``None`` chooses all.
+
+        Errors: those of ``make``, and ``ValueError`` for an unknown place and for a name that is taken.
+        """
+        for stage, index, block in self.blocks():
+            if blocks is None or (stage, index) in blocks:
+                block.insert(place, name, make(block))
+                self.not_in_imagenet.append(f"{block_name(stage, index)}{name}.")
+
+    def set_backend(self, backend: str) -> None:
+        """Make every operator that has several paths take this one; ``"reference"`` is plain PyTorch."""
+        for module in self.modules():
+            if hasattr(module, "backend"):
+                module.backend = backend
+
+    def describe_backends(self, device: torch.device) -> list[str]:
+        """The paths that operators take on this device, each with its reason; none if no operator has several."""
+        operators = (module for module in self.modules() if hasattr(module, "describe_backend"))
+        return sorted({operator.describe_backend(device) for operator in operators})
+
     def activation_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the input of each bottleneck for the backward pass: less memory, one more forward pass."""
+        """Save only the input of each bottleneck for the backward pass: less memory, one more forward pass."""
         for _, _, block in self.blocks():
             block.recompute = enable
 
     def frozen(self) -> list[nn.Module]:
-        """The modules that stay as they are while the rest is trained."""
+        """The modules that are not trained."""
         base = self.base_model
         stem_and_stages = [(base.conv1, base.bn1), (base.layer1,), (base.layer2,), (base.layer3,), (base.layer4,)]
         modules = [module for part in stem_and_stages[: self.frozen_stages + 1] for module in part]
@@ -166,11 +250,17 @@ class VideoResNet(nn.Module):
             modules += [m for m in base.modules() if isinstance(m, _BatchNorm)]
         return modules
 
+    def freeze(self) -> None:
+        """Stop the training of ``frozen()`` modules. ``build_model`` calls it once, when the network is complete."""
+        for module in self.frozen():
+            module.requires_grad_(False)
+        self.train(self.training)
+
     def train(self, mode: bool = True):
+        """Set training or eval mode; ``frozen()`` modules stay in eval mode."""
         super().train(mode)
         for module in self.frozen():
             module.eval()
-            module.requires_grad_(False)
         return self
 
     def forward(self, clips: Tensor) -> Tensor:

@@ -1,14 +1,14 @@
-"""RSANet (NeurIPS 2021): seven of a ResNet-50's 3x3 convolutions replaced by relational self-attention."""
+"""RSANet (NeurIPS 2021): relational self-attention replaces seven 3x3 convolutions of a ResNet-50."""
 
-import torch
 from torch import Tensor, nn
 
-from ops import RSA, rsa_backend_reason
+from ops import RSA
 
-from .resnet import VideoResNet
+from .layout import Layout, State
+from .resnet import STEM, Bottleneck, VideoResNet, block_name, options_of
 
-# Bottlenecks, counted from 0 in each of the stages res2 to res5, whose conv2 becomes RSA (supplement, "for every two
-# ResNet blocks from the third block in res2 to the second block in res5").
+# For each of the stages res2 to res5 the bottlenecks, counted from 0, whose conv2 becomes RSA (supplement, "for every
+# two ResNet blocks from the third block in res2 to the second block in res5").
 POSITIONS = {"r50": ((2,), (1, 3), (1, 3, 5), (1,)), "tiny": ((1,), (1,), (1,))}
 
 
@@ -24,60 +24,38 @@ class FrameRSA(RSA):
         return super().forward(x).transpose(1, 2).flatten(0, 1)  # (N*T, C', H', W')
 
 
-def rsanet(
-    backbone: str,
-    num_classes: int,
-    num_segments: int,
-    num_heads: int = 8,
-    key_dim: int | None = None,
-    value_dim: int | None = None,
-    latent_dim: int | None = None,
-    kernel_size: tuple[int, int, int] = (5, 7, 7),
-    kernel_type: str = "VplusR",
-    feat_type: str = "VplusR",
-    stochastic_depth: float = 0.2,
-    **options,
-) -> VideoResNet:
+def rsanet(size: str, num_classes: int, num_segments: int, stochastic_depth: float = 0.2, **options) -> VideoResNet:
     """RSANet. Options: those of ``ops.RSA`` and of ``VideoResNet``.
 
-    Initialisation as released: MSRA for every convolution, zero gamma in the last BN of every bottleneck (ImageNet
-    weights overwrite it where there is no RSA), Xavier for the classifier.
+    The initialisation is the released one: MSRA for every convolution, a zero gamma in the last batch norm of every
+    bottleneck (ImageNet weights overwrite it in bottlenecks without RSA), Xavier for the classifier.
     """
-    model = VideoResNet(backbone, num_classes, num_segments, stochastic_depth=stochastic_depth, **options)
-    for stage, index, block in model.blocks():
-        nn.init.zeros_(block.bn3.weight)
-        if index in POSITIONS[backbone][stage]:
-            block.conv2 = FrameRSA(
-                num_segments,
-                block.conv2.in_channels,
-                block.conv2.out_channels,
-                num_heads=num_heads,
-                key_dim=key_dim,
-                value_dim=value_dim,
-                latent_dim=latent_dim,
-                kernel_size=kernel_size,
-                stride=block.conv2.stride[0],
-                kernel_type=kernel_type,
-                feat_type=feat_type,
+    rsa_options = options_of(RSA, options, besides=("in_channels", "out_channels", "stride"))
+
+    def make(block: Bottleneck) -> FrameRSA:
+        conv = block.conv2
+        rsa = FrameRSA(num_segments, conv.in_channels, conv.out_channels, stride=conv.stride[0], **rsa_options)
+        if rsa.out_channels != conv.out_channels:
+            raise ValueError(
+                f"num_heads {rsa.num_heads} x value_dim {rsa.value_dim} gives {rsa.out_channels} channels, the "
+                f"network has {conv.out_channels}; leave value_dim out"
             )
-            if block.conv2.out_channels != block.bn2.num_features:
-                raise ValueError(
-                    f"num_heads {num_heads} x value_dim {value_dim} gives {block.conv2.out_channels} channels, the "
-                    f"network has {block.bn2.num_features}; leave value_dim out"
-                )
+        return rsa
+
+    model = VideoResNet(size, num_classes, num_segments, stochastic_depth=stochastic_depth, **options)
+    places = [(stage, index) for stage, indices in enumerate(POSITIONS[size]) for index in indices]
+    model.insert("conv2", "conv2", make, places)
+    # The released code initialises the whole bottleneck anew, not RSA alone.
+    model.not_in_imagenet += [block_name(*place) for place in places]
+    for _, _, block in model.blocks():
+        nn.init.zeros_(block.bn3.weight)
     nn.init.xavier_uniform_(model.new_fc.weight)
     return model
 
 
-def set_rsa_backend(model: nn.Module, backend: str) -> None:
-    """Have every RSA of a network take this path: for tools that must see its operations one by one, "reference"."""
-    for module in model.modules():
-        if isinstance(module, RSA):
-            module.backend = backend
+def _model(state: State) -> str | None:
+    return "rsanet_r50" if any(key.endswith("layer1.2.conv2.H2.weight") for key in state) else None
 
 
-def rsa_backends(model: nn.Module, device: torch.device) -> list[str]:
-    """The paths that the RSA of a network take on this device, each with its reason; none without RSA."""
-    rsa = [module for module in model.modules() if isinstance(module, RSA)]
-    reasons = (rsa_backend_reason(m.backend, device, kernel_type=m.kernel_type, feat_type=m.feat_type) for m in rsa)
-    return sorted(set(reasons))
+# The released network keeps its 2-D convolutions as 1xkxk Conv3d, the first one among them.
+RSA_LAYOUT = Layout("RSA", mark=lambda state: STEM in state and state[STEM].dim() == 5, model=_model)

@@ -2,49 +2,54 @@
 
 from ops import SDA
 
-from .resnet import VideoResNet
+from .layout import Layout
+from .resnet import VideoResNet, options_of
 from .tsn import tsm, tsn
 
-RELEASED_SEGMENTS = 8  # num_segments is a constant in the released networks' call of SDA
+RELEASED_SEGMENTS = 8  # the released networks pass this constant to SDA, whatever their number of frames
+STRAY = ("total_ops", "total_params")  # what the package thop left beside the parameters in the released files
 
 
-def sda_tsn(backbone: str, num_classes: int, num_segments: int, **options) -> VideoResNet:
-    """TSN with SDA. Options: those of ``insert_sda`` and ``VideoResNet``."""
-    return _with_sda(tsn, backbone, num_classes, num_segments, **options)
+def sda_tsn(size: str, num_classes: int, num_segments: int, sda_segments: int | None = None, **options) -> VideoResNet:
+    """TSN with SDA. Options: ``sda_segments`` (see ``insert_sda``), those of ``ops.SDA`` and of ``tsn``."""
+    sda_options = options_of(SDA, options)
+    return insert_sda(tsn(size, num_classes, num_segments, **options), sda_segments, **sda_options)
 
 
-def sda_tsm(backbone: str, num_classes: int, num_segments: int, **options) -> VideoResNet:
-    """TSM with SDA. Options: those of ``insert_sda``, ``fold_div`` and those of ``VideoResNet``."""
-    return _with_sda(tsm, backbone, num_classes, num_segments, **options)
+def sda_tsm(size: str, num_classes: int, num_segments: int, sda_segments: int | None = None, **options) -> VideoResNet:
+    """TSM with SDA. Options: ``sda_segments`` (see ``insert_sda``), those of ``ops.SDA`` and of ``tsm``."""
+    sda_options = options_of(SDA, options)
+    return insert_sda(tsm(size, num_classes, num_segments, **options), sda_segments, **sda_options)
 
 
-def insert_sda(
-    model: VideoResNet,
-    sda_segments: int | None = None,
-    reduction: int = 4,
-    dependencies: tuple[str, ...] = ("LST", "LT", "LS", "S122"),
-    aggregation: str = "query",
-    squeeze: str = "avg",
-) -> None:
-    """Put an SDA module after bn2 of every bottleneck.
+def insert_sda(model: VideoResNet, sda_segments: int | None = None, **sda_options) -> VideoResNet:
+    """Put an SDA module after bn2 of every bottleneck, and return the model.
 
-    ``sda_segments``: frames that SDA sees as one clip. ``None`` is what the released networks do: 8, so that a
-    16-frame network runs SDA on two halves of a clip (8 + 8), and the clip itself where 8 does not divide it, which
-    the released code cannot run. ``sda_segments=16`` is the whole clip of a 16-frame network.
+    Args:
+        sda_segments: the number of frames that SDA sees as one clip. ``None`` does what the released networks do: SDA
+            sees 8 frames, so a 16-frame network runs SDA on two halves of a clip (8 + 8). If 8 does not divide the
+            number of frames, which the released code cannot run, SDA sees the whole clip. ``sda_segments=16`` is the
+            whole clip of a 16-frame network.
+        sda_options: options of ``ops.SDA``.
+
+    Errors: ``ValueError`` if ``sda_segments`` does not divide the model's number of frames.
     """
     frames = model.num_segments
     if sda_segments is None:
         sda_segments = frames if frames % RELEASED_SEGMENTS else RELEASED_SEGMENTS
     if frames % sda_segments:
         raise ValueError(f"sda_segments={sda_segments} must divide num_segments={frames}, or SDA would mix videos")
-    for _, _, block in model.blocks():
-        channels = block.conv2.out_channels
-        block.sda = SDA(channels, sda_segments, reduction, tuple(dependencies), aggregation, squeeze)
-
-
-def _with_sda(family, backbone, num_classes, num_segments, **options):
-    sda_names = ("sda_segments", "reduction", "dependencies", "aggregation", "squeeze")
-    sda_options = {name: options.pop(name) for name in sda_names if name in options}
-    model = family(backbone, num_classes, num_segments, **options)
-    insert_sda(model, **sda_options)
+    model.insert("after_bn2", "sda", lambda block: SDA(block.conv2.out_channels, sda_segments, **sda_options))
     return model
+
+
+def _is_stray(key: str) -> bool:
+    return key.rpartition(".")[2] in STRAY
+
+
+# A released SDA file does not tell whether its network is SDA-TSN or SDA-TSM: a shift has no parameters.
+SDA_LAYOUT = Layout(
+    "SDA",
+    mark=lambda state: any(_is_stray(key) for key in state),
+    rename=lambda key: None if _is_stray(key) else key,
+)

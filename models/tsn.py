@@ -1,18 +1,40 @@
-"""TSN (ECCV 2016) and TSM (ICCV 2019): the two networks that the papers are measured against."""
+"""TSN (ECCV 2016) and TSM (ICCV 2019): the two networks that the papers compare with first."""
+
+import re
 
 from ops import TemporalShift
 
-from .resnet import VideoResNet
+from .layout import Layout
+from .resnet import VideoResNet, options_of
 
 
-def tsn(backbone: str, num_classes: int, num_segments: int, **options) -> VideoResNet:
-    """Frames on their own, logits averaged. Options: those of ``VideoResNet``."""
-    return VideoResNet(backbone, num_classes, num_segments, **options)
+def tsn(size: str, num_classes: int, num_segments: int, **options) -> VideoResNet:
+    """Each frame on its own, then the mean of the logits. Options: those of ``VideoResNet``."""
+    return VideoResNet(size, num_classes, num_segments, **options)
 
 
-def tsm(backbone: str, num_classes: int, num_segments: int, fold_div: int = 8, **options) -> VideoResNet:
-    """TSN with a temporal shift on the residual branch of every bottleneck, before conv1 (TSM's "blockres")."""
-    model = VideoResNet(backbone, num_classes, num_segments, **options)
-    for _, _, block in model.blocks():
-        block.shift = TemporalShift(num_segments, fold_div)
+def tsm(size: str, num_classes: int, num_segments: int, **options) -> VideoResNet:
+    """TSN with a temporal shift before conv1 of every bottleneck (TSM's "blockres").
+
+    Options: those of ``TemporalShift`` and of ``VideoResNet``.
+    """
+    shift_options = options_of(TemporalShift, options)
+    model = VideoResNet(size, num_classes, num_segments, **options)
+    model.insert("before_conv1", "shift", lambda block: TemporalShift(num_segments, **shift_options))
     return model
+
+
+def _released_segments(file_name: str) -> int | None:
+    found = re.search(r"_segment(\d+)_", file_name)  # ..._segment8_e45.pth
+    return int(found[1]) if found else None
+
+
+# The released TSM wraps conv1 and the shift in a module, whose part ``net`` is the convolution.
+TSM_LAYOUT = Layout(
+    "TSM",
+    mark=lambda state: any(".conv1.net." in key for key in state),
+    rename=lambda key: key.replace(".conv1.net.", ".conv1."),
+    model=lambda state: "tsm_r50" if any(key.endswith("layer1.0.conv1.net.weight") for key in state) else None,
+    num_segments=_released_segments,
+    module=TemporalShift,
+)

@@ -1,4 +1,4 @@
-"""Reading weight files: nothing in a file is executed, and what was damaged on its way is not loaded."""
+"""Reading weight files. Nothing in a file is executed, and a damaged file is not loaded."""
 
 import hashlib
 import json
@@ -12,10 +12,23 @@ import zipfile
 import torch
 from torch import Tensor
 
-ZIP_START = b"PK\x03\x04"  # by which torch.load, too, tells its zip files from older ones
+ZIP_START = b"PK\x03\x04"  # torch.load, too, tells its zip files from older ones by these bytes
 CHECKSUM = "content_sha256"  # the entry of a .safetensors file's metadata
 COPY_AGAIN = "copy or download it again"
 SAVE_WEIGHTS = "save the model's state_dict() alone, with the program that wrote the file"
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+# Kinds of tensor that a file may hold and that no weight is.
+UNUSABLE = {
+    "nested": lambda tensor: tensor.is_nested,
+    "sparse": lambda tensor: tensor.layout is not torch.strided,
+    "quantised": lambda tensor: tensor.is_quantized,
+    "meta": lambda tensor: tensor.is_meta,  # a shape without numbers
+    "complex": lambda tensor: tensor.is_complex(),
+    # It holds fewer numbers than its shape says: a small file could describe a network of any size.
+    "repeated": lambda tensor: tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size(),
+}
 
 
 class WeightsError(ValueError):
@@ -23,9 +36,10 @@ class WeightsError(ValueError):
 
 
 def read_checkpoint(path: str | os.PathLike) -> dict:
-    """The dictionary in a checkpoint file, ``torch.save``'s or ``.safetensors``: nothing in the file is executed.
+    """The dictionary in a file that ``torch.save`` wrote, or in a ``.safetensors`` file. Nothing in it is executed.
 
-    The checksums in a zip file (``torch.save`` since PyTorch 1.6) and in a ``.safetensors`` file of ours are verified.
+    The checksums of a zip file (``torch.save`` since PyTorch 1.6) and of our own ``.safetensors`` files are verified.
+
     Errors: ``WeightsError`` for a file that is damaged, or that holds more than tensors and plain values.
     """
     try:
@@ -34,7 +48,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
         else:
             _verify_zip(path)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what PyTorch warns of is an error here
+                warnings.simplefilter("ignore")  # PyTorch warns, and then raises an error
                 checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except WeightsError:
         raise
@@ -53,7 +67,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
 def explained(error: Exception) -> tuple[str, str]:
     """Why a file cannot be read, in a few words, and the remedy.
 
-    PyTorch's own advice, to load the file without ``weights_only``, would execute what is in it.
+    PyTorch's own advice is to load the file without ``weights_only``. That would execute code in the file.
     """
     text = str(error)
     if isinstance(error, pickle.UnpicklingError) or "weights_only" in text:
@@ -67,7 +81,7 @@ def explained(error: Exception) -> tuple[str, str]:
 
 
 def checksum(state: dict[str, Tensor], metadata: dict[str, str]) -> str:
-    """SHA-256 of the names, types, shapes and bytes of tensors, and of the metadata beside them."""
+    """SHA-256 of the names, types, shapes and bytes of tensors, and of the file's other metadata."""
     digest = hashlib.sha256(json.dumps(sorted(item for item in metadata.items() if item[0] != CHECKSUM)).encode())
     for key, value in sorted(state.items()):
         digest.update(json.dumps([key, str(value.dtype), list(value.shape)]).encode())
@@ -75,13 +89,29 @@ def checksum(state: dict[str, Tensor], metadata: dict[str, str]) -> str:
     return digest.hexdigest()
 
 
+def unusable(tensor: Tensor) -> str | None:
+    """The kind of a tensor that cannot be a weight, such as ``"sparse"``, or ``None`` if it can be one."""
+    return next((what for what, holds in UNUSABLE.items() if holds(tensor)), None)
+
+
+def misfit(value: Tensor, target: Tensor, counter: bool = False) -> str | None:
+    """Why ``value`` cannot be copied to ``target`` (another shape, or floats for whole numbers), or ``None`` if it can.
+
+    ``counter``: floats may become whole numbers, because averaged weights have averaged counters.
+    """
+    if value.shape != target.shape:
+        return f"{tuple(value.shape)} for {tuple(target.shape)}"
+    kinds = (FLOATS, INTEGERS) if counter else (FLOATS,) if target.is_floating_point() else (INTEGERS,)
+    return None if any(value.dtype in kind for kind in kinds) else f"{value.dtype} for {target.dtype}"
+
+
 def shown(value: object) -> str:
-    """A value of any kind for a message: one line of at most 80 characters."""
+    """Any value as one line of at most 80 characters, for a message."""
     return shown_name(_SHORT.repr(value))
 
 
 def shown_name(text: str, length: int = 80) -> str:
-    """``text`` without quotes, on one line and cut to ``length`` characters."""
+    """``text`` without quotes, in one line, cut to ``length`` characters."""
     text = text if len(text) <= length else f"{text[: length - 3]}..."
     return text if text.isprintable() else repr(text)[1:-1][:length]
 
@@ -98,7 +128,7 @@ class _Short(reprlib.Repr):
             return self.repr_dict(x, level)
         try:
             return super().repr1(x, level)
-        except ValueError:  # a whole number of more digits than Python writes
+        except ValueError:  # Python does not print a whole number of so many digits
             return f"a whole number of {x.bit_length()} bits"
 
 
@@ -106,13 +136,16 @@ _SHORT = _Short()
 
 
 def _verify_zip(path: str | os.PathLike) -> None:
-    """``torch.load`` does not look at the checksums in its files. Errors: ``WeightsError``."""
+    """Verify the checksums in a zip file, which ``torch.load`` does not do.
+
+    Errors: ``WeightsError`` that names the damaged record.
+    """
     with open(path, "rb") as file:
         if file.read(len(ZIP_START)) != ZIP_START:
             return
         try:
             with zipfile.ZipFile(file) as records:
-                # torch.serialization.set_crc32_options(False) leaves them all zero.
+                # After torch.serialization.set_crc32_options(False) all of them are zero.
                 damaged = records.testzip() if any(record.CRC for record in records.infolist()) else None
         except Exception as error:  # zipfile raises many: BadZipFile, zlib.error, EOFError, NotImplementedError, ...
             raise WeightsError(f"{path}: damaged or cut off ({explained(error)[0]}); {_remedy(path)}") from error
@@ -125,7 +158,7 @@ def _remedy(path: str | os.PathLike) -> str:
 
 
 def _read_safetensors(path: str | os.PathLike) -> dict:
-    """A checkpoint from tensors and from the metadata that ``models.export`` writes; other metadata is left alone."""
+    """A checkpoint from the tensors of a file and from the metadata that ``models.export`` writes, if it has them."""
     try:
         from safetensors import safe_open
     except ImportError:
@@ -140,6 +173,6 @@ def _read_safetensors(path: str | os.PathLike) -> dict:
     for key, part in (("num_segments", "recipe"), ("num_classes", "dataset")):
         if key in metadata:
             checkpoint["config"][part] = {key: int(metadata[key])}
-    if "config" in metadata:  # a run's settings, which say more than the lines above
+    if "config" in metadata:  # all settings of a run, more than the entries above
         checkpoint["config"] = json.loads(metadata["config"])
     return checkpoint

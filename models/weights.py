@@ -1,40 +1,25 @@
-"""Fitting weights to a model: our own, the released RSA, SDA and TSM layouts, and an ImageNet ResNet-50."""
+"""Fitting weights to a model: our own layout, the families' released layouts, and an ImageNet ResNet-50."""
 
 import os
 import re
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 from torchvision.models import ResNet50_Weights
 
-from ops import RSA, TemporalShift
+from .families import layouts
+from .layout import Layout
+from .resnet import STEM, VideoResNet
+from .weight_files import FLOATS, WeightsError, explained, misfit, read_checkpoint, shown, shown_name, unusable
 
-from .resnet import VideoResNet
-from .weight_files import WeightsError, explained, read_checkpoint, shown, shown_name
-
-# thop leaves these beside the parameters in the released SDA files.
-STRAY = ("total_ops", "total_params")
-STEM = "base_model.conv1.weight"
+OWN, IMAGENET = "own", "imagenet"  # layouts; those of released files have the names that families declare
 CLASSIFIER = "new_fc."
-COUNTER = "num_batches_tracked"  # which only BN without a momentum reads
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-# What no weight is, though a file may hold it.
-UNUSABLE = {
-    "nested": lambda tensor: tensor.is_nested,
-    "sparse": lambda tensor: tensor.layout is not torch.strided,
-    "quantised": lambda tensor: tensor.is_quantized,
-    "meta": lambda tensor: tensor.is_meta,  # a shape without numbers
-    "complex": lambda tensor: tensor.is_complex(),
-    # Fewer numbers than its shape says, such as one for a network of any size.
-    "repeated": lambda tensor: tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size(),
-}
+COUNTER = "num_batches_tracked"  # only a BN without a momentum reads it
 
 
 @dataclass
 class LoadReport:
-    """What ``load_weights`` did; ``str(report)`` is three lines."""
+    """What ``load_weights`` did. ``str(report)`` has three lines."""
 
     source: str
     layout: str
@@ -59,21 +44,23 @@ def load_weights(
     name: str = "state dict",
     classifier: bool = True,
 ) -> LoadReport:
-    """Load ``source`` into ``model``, whatever of the known layouts it has.
+    """Load ``source`` into ``model`` and recognise its layout.
 
     Args:
-        source: a file or a state dict (or a checkpoint dict that holds one under ``state_dict``). Layouts: our own; the
-            released RSA (``module.`` prefix, 5-D 1xkxk weights), SDA (stray ``total_ops``/``total_params``), TSM
-            (``conv1.net``) files; an ImageNet ResNet-50, of which the classifier, and the whole bottlenecks that hold
-            RSA, are left out. For flow and differences its first convolution is averaged over the RGB channels and
-            repeated for the model's (TSN), and the report says so. A file that ends in ``.safetensors`` may have any
-            of these layouts; it needs the package safetensors.
+        source: a file or a state dict (or a checkpoint dict that holds one under ``state_dict``). The layout is our
+            own, one that ``models/families.py`` lists (the released RSA, SDA and TSM files), or an ImageNet
+            ResNet-50. Of an ImageNet file the classifier and the tensors in ``model.not_in_imagenet`` are left out.
+            For flow and differences its first convolution is averaged over the RGB channels and repeated for the
+            model's channels (TSN), and the report says so. A file that ends in ``.safetensors`` may have any of these
+            layouts; it needs the package safetensors.
         strict: raise unless every tensor of the model and of the file found its place. With an ImageNet file the
-            tensors that no such file can hold may stay as they are. ``False`` loads what fits and reports the rest.
-        name: what messages call a ``source`` that is a dict; a file is called by its path.
+            tensors that no such file holds may stay as they are. ``False`` loads what fits and reports the rest.
+        name: the name of ``source`` in messages if it is a dict. A file is called by its path.
         classifier: ``False`` leaves the model's classifier as it is, to fine-tune it on other classes.
 
-    Returns a ``LoadReport``. Errors: ``WeightsError`` that names what does not fit.
+    Returns a ``LoadReport``.
+
+    Errors: ``WeightsError`` that names what does not fit.
     """
     report, fitting = _fitted(model, source, strict, name, classifier)
     model.load_state_dict(fitting, strict=False)
@@ -81,53 +68,38 @@ def load_weights(
 
 
 def check_weights(model: VideoResNet, checkpoint: dict, name: str = "state dict") -> None:
-    """The errors of ``load_weights``, which is strict, without loading; ``model`` may lie on the meta device."""
+    """Raise the errors of a strict ``load_weights`` without loading. ``model`` may lie on the meta device."""
     _fitted(model, checkpoint, True, name, True)
 
 
 def released_model(checkpoint: dict, name: str = "checkpoint") -> str | None:
-    """The model of a released file whose layout tells it: RSANet and TSM. SDA's do not say whether they are shifted."""
-    keys = _state_dict(checkpoint, name)
-    if any(key.endswith("layer1.2.conv2.H2.weight") for key in keys):
-        return "rsanet_r50"
-    return "tsm_r50" if any(key.endswith("layer1.0.conv1.net.weight") for key in keys) else None
-
-
-def stored_classes(checkpoint: dict, name: str = "checkpoint") -> int | None:
-    """K of the classifier in a file of a known layout; ``None`` if it holds none, as an ImageNet ResNet-50 does."""
-    classifier = _released_names(checkpoint, name)[0].get(f"{CLASSIFIER}weight")
-    return None if classifier is None or classifier.dim() == 0 else classifier.shape[0]
-
-
-def unusable(tensor: Tensor) -> str | None:
-    """What a tensor is that cannot be a weight, such as ``"sparse"``."""
-    return next((what for what, holds in UNUSABLE.items() if holds(tensor)), None)
-
-
-def misfit(value: Tensor, target: Tensor, counter: bool = False) -> str | None:
-    """Why ``value`` cannot be copied to ``target``: another shape, or other numbers (of any precision) than there.
-
-    ``counter``: floats may become whole numbers, as in weights that someone has averaged.
-    """
-    if value.shape != target.shape:
-        return f"{tuple(value.shape)} for {tuple(target.shape)}"
-    kinds = (FLOATS, INTEGERS) if counter else (FLOATS,) if target.is_floating_point() else (INTEGERS,)
-    return None if any(value.dtype in kind for kind in kinds) else f"{value.dtype} for {target.dtype}"
+    """The model that a released file tells by its layout, or ``None`` if it tells none, such as an SDA file."""
+    state = _without_prefix(_state_dict(checkpoint, name))
+    return next((model for layout in layouts() if (model := layout.model(state))), None)
 
 
 def released_segments(path: str | os.PathLike) -> int | None:
-    """The frames that the name of a TSM release tells: ``..._segment8_e45.pth``."""
-    found = re.search(r"_segment(\d+)_", os.path.basename(path))
-    return int(found[1]) if found else None
+    """The number of frames in the name of a released file, or ``None`` if there is none."""
+    name = os.path.basename(path)
+    return next((frames for layout in layouts() if (frames := layout.num_segments(name))), None)
+
+
+def stored_classes(checkpoint: dict, name: str = "checkpoint") -> int | None:
+    """K of the classifier in a file of a known layout; ``None`` if it holds none of ours, such as an ImageNet file."""
+    classifier = _our_names(checkpoint, name)[0].get(f"{CLASSIFIER}weight")
+    return None if classifier is None or classifier.dim() == 0 else classifier.shape[0]
 
 
 def load_imagenet(model: VideoResNet, source: str) -> LoadReport:
-    """The ImageNet start: ``"imagenet"`` (torchvision's ``ResNet50_Weights.IMAGENET1K_V1``) or the path of a file."""
+    """Start from ``"imagenet"`` (torchvision's ``ResNet50_Weights.IMAGENET1K_V1``) or from the path of a file.
+
+    Errors: ``WeightsError`` if the weights cannot be fetched, or as ``load_weights``.
+    """
     if source != "imagenet":
         return load_weights(model, source)
     try:
         state = ResNet50_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
-    except Exception as error:  # no route, a broken transfer, a wrong hash, a damaged file in the hub folder
+    except Exception as error:  # no network, a broken transfer, a wrong hash, a damaged file in the hub folder
         raise WeightsError(
             f"cannot fetch the ImageNet ResNet-50 ({explained(error)[0]}); without a network add --pretrained FILE (a "
             "downloaded resnet50-19c8e357.pth) or --pretrained none (random weights)"
@@ -138,16 +110,14 @@ def load_imagenet(model: VideoResNet, source: str) -> LoadReport:
 def _fitted(
     model: VideoResNet, source: str | os.PathLike | dict, strict: bool, name: str, classifier: bool
 ) -> tuple[LoadReport, dict[str, Tensor]]:
-    """The report of ``load_weights``, and what is to be loaded."""
+    """The report of ``load_weights``, and the tensors to load."""
     name = name if isinstance(source, dict) else str(source)
     checkpoint = source if isinstance(source, dict) else read_checkpoint(source)
-    state, layout = _released_names(checkpoint, name)
+    state, layout = _our_names(checkpoint, name)
     target = model.state_dict()
     report = LoadReport(name, layout)
-    if layout == "imagenet":
-        state = {f"base_model.{key}": value for key, value in state.items() if not key.startswith("fc.")}
-        rsa = _rsa_bottlenecks(model)
-        state = {key: value for key, value in state.items() if not key.startswith(rsa)}
+    if layout == IMAGENET:
+        state = {key: value for key, value in state.items() if not key.startswith(tuple(model.not_in_imagenet))}
         report.converted = _convert_stem(state, model.in_channels)
 
     if not classifier:
@@ -165,7 +135,7 @@ def _fitted(
         else:
             fitting[key] = value
             report.loaded.append(key)
-    # Files older than PyTorch 0.4.1 lack this counter.
+    # Files from before PyTorch 0.4.1 lack this counter.
     report.missing = [key for key in target if key not in fitting and not key.endswith(COUNTER)]
 
     if not report.loaded:
@@ -175,7 +145,7 @@ def _fitted(
         arch = checkpoint.get("arch")
         if not isinstance(arch, str | None):
             raise WeightsError(f"{name}: arch is {shown(arch)}, must be a model's name; load its state_dict alone")
-        _check(report, model, arch, () if classifier else (CLASSIFIER,))
+        _check(report, model, arch, ignore_classifier=not classifier)
     return report, fitting
 
 
@@ -194,30 +164,43 @@ def _key(key: object) -> str:
     return key if isinstance(key, str) else shown(key)
 
 
-def _released_names(checkpoint: dict, name: str) -> tuple[dict[str, Tensor], str]:
-    """The tensors of a file under our names, and the layout they were recognised as."""
-    renamed, layout = {}, "own"
-    for key, value in _state_dict(checkpoint, name).items():
-        if key.rsplit(".", 1)[-1] in STRAY:
-            layout = "SDA"
+def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _our_names(checkpoint: dict, name: str) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a file under our names, and the name of the layout that they were recognised as."""
+    state = _state_dict(checkpoint, name)
+    plain = _without_prefix(state)
+    found = [layout for layout in layouts() if layout.mark(plain)]
+    imagenet = "conv1.weight" in plain and not any(key.startswith("base_model.") for key in plain)
+    renamed = {}
+    for key, value in state.items():
+        new = _imagenet_name(key) if imagenet else _released_name(key, found)
+        if new is None:
             continue
-        new = key.removeprefix("module.")
-        if ".conv1.net." in new:
-            new, layout = new.replace(".conv1.net.", ".conv1."), "TSM"
-        if new == STEM and value.dim() == 5:
-            layout = "RSA"
-        # Without dropout the released networks keep the classifier inside the frame network.
-        new = re.sub(r"^base_model\.fc1?\.", "new_fc.", new)
         if new in renamed:
             raise WeightsError(f"{name}: holds {shown_name(new)} twice, also as {shown_name(key)}; leave one out")
         renamed[new] = value
-    if "conv1.weight" in renamed and not any(key.startswith("base_model.") for key in renamed):
-        layout = "imagenet"
-    return renamed, layout
+    return renamed, IMAGENET if imagenet else found[-1].name if found else OWN
+
+
+def _released_name(key: str, found: list[Layout]) -> str | None:
+    """Our name of a key in a file of our own or of released layouts; ``None`` if it is no weight."""
+    new: str | None = key.removeprefix("module.")
+    for layout in found:
+        new = new and layout.rename(new)
+    # Without dropout the released networks keep the classifier inside the frame network.
+    return new and re.sub(r"^base_model\.fc1?\.", CLASSIFIER, new)
+
+
+def _imagenet_name(key: str) -> str | None:
+    new = key.removeprefix("module.")
+    return None if new.startswith("fc.") else f"base_model.{new}"
 
 
 def _squeezed(value: Tensor, target: Tensor) -> Tensor:
-    """A released 1xkxk Conv3d weight as the Conv2d weight it is, and a 1-tap Conv1d classifier as a linear one."""
+    """A released 1xkxk Conv3d weight as a Conv2d weight, and a 1-tap Conv1d classifier as a linear layer."""
     if value.dim() == 5 and target.dim() == 4 and value.shape[2] == 1:
         return value.squeeze(2)
     if value.dim() == 3 and target.dim() == 2 and value.shape[2] == 1:
@@ -226,32 +209,29 @@ def _squeezed(value: Tensor, target: Tensor) -> Tensor:
 
 
 def _convert_stem(state: dict[str, Tensor], in_channels: int) -> str:
-    """Give the first convolution of an RGB network in ``state`` another number of channels; says what was done."""
+    """Change the number of input channels of an RGB network's first convolution, and return words for the report."""
     if in_channels == 3 or state[STEM].shape[1:2] != (3,) or state[STEM].dtype not in FLOATS:
         return ""
     state[STEM] = state[STEM].mean(1, keepdim=True).repeat_interleave(in_channels, 1)  # (C', C, k, k)
     return f", the first convolution averaged over RGB for {in_channels} channels"
 
 
-def _rsa_bottlenecks(model: VideoResNet) -> tuple[str, ...]:
-    return tuple(
-        f"base_model.layer{stage + 1}.{index}."
-        for stage, index, block in model.blocks()
-        if isinstance(block.conv2, RSA)
-    )
+def _check(report: LoadReport, model: VideoResNet, arch: str | None, ignore_classifier: bool) -> None:
+    """Check that every tensor of the model and of the file found its place.
 
-
-def _check(report: LoadReport, model: VideoResNet, arch: str | None, untouched: tuple[str, ...]) -> None:
+    Errors: ``WeightsError`` that names those that did not.
+    """
+    untouched = (CLASSIFIER,) if ignore_classifier or report.layout == IMAGENET else ()
+    if report.layout == IMAGENET:
+        untouched += tuple(model.not_in_imagenet)
     missing = [key for key in report.missing if not key.startswith(untouched)]
-    if report.layout == "imagenet":
-        untouched = (CLASSIFIER, *_rsa_bottlenecks(model))
-        missing = [key for key in missing if not key.startswith(untouched) and ".sda." not in key]
     problems = []
     # A shift has no parameters, so the names alone cannot tell TSN from TSM.
-    if report.layout == "own" and "_" in (arch or "") and model.arch and arch != model.arch:
+    if report.layout == OWN and "_" in (arch or "") and model.arch and arch != model.arch:
         problems.append(f"the file holds {shown_name(arch)}, the model is {model.arch}")
-    if report.layout == "TSM" and not any(isinstance(module, TemporalShift) for module in model.modules()):
-        problems.append("the file holds a network with temporal shift, the model has none")
+    module = next((layout.module for layout in layouts() if layout.name == report.layout), None)
+    if module and not any(isinstance(part, module) for part in model.modules()):
+        problems.append(f"the file holds a network with {module.__name__}, the model has none")
     if report.mismatched:
         problems.append(f"other shapes or types: {_first(report.mismatched)}")
         if any(text.startswith("new_fc.weight (") for text in report.mismatched):

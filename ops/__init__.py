@@ -1,14 +1,14 @@
-"""The operators of the two papers and the shift they are compared with. Torch only: copy any file alone.
+"""The operators of the two papers and the temporal shift. They need torch alone, so any file can be copied.
 
-RSA's faster paths are the files beside it; they are added here, so that ``rsa.py`` alone still is the whole operator.
+The faster paths of RSA are in files of their own and are added here, so that ``rsa.py`` alone is the whole operator.
 """
 
-from . import rsa, rsa_fused, rsa_triton
-from .rsa import RSA, rsa_backend_reason
+from . import rsa_fused, rsa_triton
+from .rsa import RSA, add_backend, rsa_backend_reason
 from .sda import SDA
 from .temporal_shift import TemporalShift
 
-for name, file in (("fused", rsa_fused), ("triton", rsa_triton)):
-    rsa.BACKENDS[name] = (file.relational_self_attention, file.why_not)
+add_backend("fused", rsa_fused.relational_self_attention, rsa_fused.why_not)
+add_backend("triton", rsa_triton.relational_self_attention, rsa_triton.why_not)
 
 __all__ = ["RSA", "SDA", "TemporalShift", "rsa_backend_reason"]

@@ -15,41 +15,56 @@ from torch import Tensor, nn
 
 RELATIONS = ("V", "R", "VplusR")
 
-# Faster paths by name: a function of the projected queries, keys and values and of the parameters, and one that says
-# why it cannot be used for (device, dtype, kernel_type, feat_type), or None. The reference needs no entry.
-BACKENDS: dict[str, tuple[Callable, Callable]] = {}
+
+class Backend(NamedTuple):
+    """A path. ``compute`` takes an ``RSA`` and its input (N, C, T, H, W) and returns (N, T, H, W, C').
+
+    ``why_not`` takes (device, dtype, kernel_type, feat_type) and says why the path cannot be used, or ``None``.
+    """
+
+    compute: Callable[["RSA", Tensor], Tensor]
+    why_not: Callable[[torch.device, torch.dtype, str, str], str | None]
+
+
+BACKENDS: dict[str, Backend] = {}  # the paths by name
+PREFERENCE = ("fused", "reference")  # what "auto" takes, and what replaces a path that cannot be used
 
 
 class Choice(NamedTuple):
     name: str  # of the path that is taken
     reason: str
-    as_asked: bool = True
+    as_asked: bool
+
+
+def add_backend(name: str, function: Callable[..., Tensor], why_not: Callable[..., str | None]) -> None:
+    """Add a path to ``BACKENDS``. ``function`` takes the values that ``RSA.projected`` returns."""
+    BACKENDS[name] = Backend(lambda rsa, x: function(*rsa.projected(x)), why_not)
 
 
 def choose_backend(asked: str, device: torch.device, dtype: torch.dtype, kernel_type: str, feat_type: str) -> Choice:
-    """The path that is taken, ``"reference"``, ``"fused"`` or ``"triton"``, and why.
+    """The path that is taken, one of ``BACKENDS``, and why.
 
-    ``asked`` is one of these or ``"auto"``, which the environment variable ``RSA_BACKEND`` may decide. What cannot be
-    used falls back to ``"fused"``, and that to ``"reference"``.
+    ``asked`` is one of these or ``"auto"``. The environment variable ``RSA_BACKEND`` may decide for ``"auto"``. If a
+    path cannot be used, the next one of ``PREFERENCE`` replaces it.
+
     Errors: ``ValueError`` for an unknown name.
     """
     source = f"backend={asked!r}"
     if asked == "auto" and os.environ.get("RSA_BACKEND"):
         asked = os.environ["RSA_BACKEND"]
         source = f"RSA_BACKEND={asked}"
-    if asked not in ("auto", "reference", "fused", "triton"):
-        raise ValueError(f"{source} must be auto, reference, fused or triton")
-    if asked == "reference":
-        return Choice(asked, source)
-    wanted, reason = "fused" if asked == "auto" else asked, source
-    for name in dict.fromkeys((wanted, "fused")):
-        obstacle = "its file is not imported"
-        if name in BACKENDS:
-            obstacle = BACKENDS[name][1](device, dtype, kernel_type, feat_type)
+    *others, last = "auto", *BACKENDS
+    if asked not in (*others, last):
+        raise ValueError(f"{source} must be {', '.join(others)} or {last}")
+    reason = source
+    for name in dict.fromkeys(PREFERENCE if asked == "auto" else (asked, *PREFERENCE)):
+        if name not in BACKENDS:  # its file was not copied
+            continue
+        obstacle = BACKENDS[name].why_not(device, dtype, kernel_type, feat_type)
         if obstacle is None:
-            return Choice(name, reason, as_asked=name == wanted)
+            return Choice(name, reason, as_asked=asked in ("auto", name))
         reason += f", but {name} cannot be used: {obstacle}"
-    return Choice("reference", reason, as_asked=asked == "auto")
+    raise AssertionError("the reference can always be used")
 
 
 def rsa_backend_reason(
@@ -59,9 +74,9 @@ def rsa_backend_reason(
     kernel_type: str = "VplusR",
     feat_type: str = "VplusR",
 ) -> str:
-    """The path that an ``RSA`` with these settings takes on inputs of this device and type, and why, as one line.
+    """The path that an ``RSA`` with these settings takes on inputs of this device and type, and why, in one line.
 
-    ``device`` ``None`` is the GPU if there is one.
+    If ``device`` is ``None``, it is the GPU if there is one, else the CPU.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     choice = choose_backend(backend, torch.device(device), dtype, kernel_type, feat_type)
@@ -104,11 +119,16 @@ class RSA(nn.Module):
         kernel_type, feat_type: ``"V"``, ``"R"`` or ``"VplusR"``.
         backend: ``"reference"`` is the released order of operations; ``"fused"`` (any device) and ``"triton"`` (GPUs,
             for kernel_type and feat_type "VplusR") compute the same faster, with gradients of first order. ``"auto"``
-            is ``"fused"``, or what ``RSA_BACKEND`` in the environment says. ``rsa_backend_reason`` tells.
+            is ``"fused"``, or the path that ``RSA_BACKEND`` in the environment names. ``rsa_backend_reason`` tells
+            which path is taken and why.
 
     Shapes: ``(N, C, T, H, W) -> (N, C', T, ceil(H/sH), ceil(W/sW))``, any N, T, H, W.
+
     Errors: ``ValueError`` for settings that do not fit each other and for an input of another shape.
     """
+
+    # Parameters outside a standard layer, for an optimiser: they learn and decay as weights do, as released.
+    optim_params = {"P1": "weight", "I": "weight"}
 
     def __init__(
         self,
@@ -125,7 +145,7 @@ class RSA(nn.Module):
         backend: str = "auto",
     ):
         super().__init__()
-        choose_backend(backend, torch.device("cpu"), torch.float32, kernel_type, feat_type)  # a wrong name is told now
+        choose_backend(backend, torch.device("cpu"), torch.float32, kernel_type, feat_type)  # raises for a wrong name
         self.backend = backend
         if kernel_type not in RELATIONS or feat_type not in RELATIONS:
             raise ValueError(f"kernel_type={kernel_type!r} and feat_type={feat_type!r} must each be one of {RELATIONS}")
@@ -190,18 +210,21 @@ class RSA(nn.Module):
         choice = choose_backend(self.backend, x.device, x.dtype, self.kernel_type, self.feat_type)
         if not choice.as_asked and not torch.compiler.is_compiling():
             warnings.warn(f"RSA runs as {choice.name}: {choice.reason}", stacklevel=2)
-        if choice.name == "reference":
-            y = self.reference(x)
-        else:
-            # A matrix product over the channels of each position: what the 1x1x1 convolution is.
-            projected = F.linear(x.movedim(1, -1), self.projection.weight.flatten(1))  # (N, T, H, W, L*K [+ K] + V)
-            h1 = None if self.kernel_type == "V" else self.H1.weight
-            g = None if self.feat_type == "V" else self.G.weight
-            p1, i = getattr(self, "P1", None), getattr(self, "I", None)
-            y = BACKENDS[choice.name][0](projected, self.H2.weight, h1, p1, g, i, self.num_heads)
+        y = BACKENDS[choice.name].compute(self, x)
         t = y.shape[1]
         y = self.pool(y.flatten(0, 1).permute(0, 3, 1, 2))  # (N*T, C', ceil(H/sH), ceil(W/sW)), channels_last
         return y.unflatten(0, (-1, t)).transpose(1, 2)  # (N, C', T, ceil(H/sH), ceil(W/sW))
+
+    def projected(self, x: Tensor) -> tuple[Tensor | int | None, ...]:
+        """Queries, keys and values (N, T, H, W, L*K [+ K] + V) of ``x``, then H2, H1, P1, G, I and L.
+
+        A parameter that this kernel_type or feat_type does not use is ``None``.
+        """
+        # A matrix product over the channels of each position is the same as the 1x1x1 convolution.
+        projected = F.linear(x.movedim(1, -1), self.projection.weight.flatten(1))
+        h1 = None if self.kernel_type == "V" else self.H1.weight
+        g = None if self.feat_type == "V" else self.G.weight
+        return projected, self.H2.weight, h1, getattr(self, "P1", None), g, getattr(self, "I", None), self.num_heads
 
     def reference(self, x: Tensor) -> Tensor:
         """The released order of operations, before the pool: ``(N, C, T, H, W) -> (N, T, H, W, C')``."""
@@ -229,6 +252,11 @@ class RSA(nn.Module):
         y = context @ code.transpose(1, 2)  # (N*T*H*W, V, L): as released, head l of value v is channel v*L + l
         return y.reshape(n, t, h, w, self.out_channels)
 
+    def describe_backend(self, device: torch.device) -> str:
+        """The path that is taken on this device, and why, as a line for a log."""
+        reason = rsa_backend_reason(self.backend, device, kernel_type=self.kernel_type, feat_type=self.feat_type)
+        return f"RSA: {reason}"
+
     def extra_repr(self) -> str:
         return (
             f"{self.in_channels}, {self.out_channels}, num_heads={self.num_heads}, key_dim={self.key_dim}, "
@@ -238,11 +266,14 @@ class RSA(nn.Module):
         )
 
 
+BACKENDS["reference"] = Backend(RSA.reference, lambda *_: None)
+
+
 def _l2_normalise(x: Tensor, dim: int) -> Tensor:
     # The epsilon stands under the root, as released; F.normalize would clamp the norm instead.
     return x / (x.square().sum(dim, keepdim=True) + 1e-6).sqrt()
 
 
 def _by_position(x: Tensor, rows: int) -> Tensor:
-    """(N, rows*cols, T, H, W) -> (N*T*H*W, rows, cols): one small matrix a position."""
+    """(N, rows*cols, T, H, W) -> (N*T*H*W, rows, cols): one small matrix for each position."""
     return x.permute(0, 2, 3, 4, 1).flatten(0, 3).unflatten(1, (rows, -1))

@@ -135,7 +135,8 @@ def _fused_backward(
         g_values.copy_(_unit_gradient(context.g_v, values, v_norm))
         g_h2, g_g, g_i = context.gradients()
         pairs = zip((g_h2, *relation.gradients(), g_g, g_i), (H2, H1, P1, G, I), strict=True)
-        return [result, *(g.reshape(x.shape).to(x.dtype, copy=True) for g, x in pairs if x is not None)]
+        # In contiguous memory, as the fake kernel says: torch.compile relies on it.
+        return [result, *(x.new_empty(x.shape).copy_(g.reshape(x.shape)) for g, x in pairs if x is not None)]
 
 
 @_fused_backward.register_fake

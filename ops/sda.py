@@ -1,10 +1,10 @@
 """Selective dependency aggregation (SDA, ACM Multimedia 2021) in plain PyTorch.
 
-Four dependency blocks look at a feature map over different ranges of space and time; a learned query weighs them for
-each clip; the weighted sum gates the feature map. Letters: N clips, T frames, c reduced channels.
+Four dependency blocks look at a feature map over different ranges of space and time. A learned query weighs them for
+each clip. The weighted sum gates the feature map. Letters: N clips, T frames, c reduced channels.
 
-A block's ``summary`` is its output before it is expanded to the size of its input, which only ``S122`` has anyway: the
-sum expands it. A batch of frames in channels_last memory is a batch of clips in channels_last_3d memory, and stays so.
+A block's ``summary`` is its output before it is expanded to the size of its input. The weighted sum expands it by
+broadcasting. A batch of frames in channels_last memory is a batch of clips in channels_last_3d memory, and stays so.
 """
 
 from abc import ABC, abstractmethod
@@ -30,7 +30,7 @@ class Dependency(nn.Module, ABC):
 class LST(Dependency):
     """Long-range space-time dependency: squeeze over T, H, W, a linear map, BN, ReLU, expand. (N,c,T,H,W) -> the same.
 
-    With ``squeeze="avg+max"`` both pass through the same map and BN and are added before the ReLU.
+    With ``squeeze="avg+max"`` both squeezes pass through the same map and BN and are added before the ReLU.
     """
 
     def __init__(self, channels: int, squeeze: str = "avg"):
@@ -59,13 +59,13 @@ class LT(Dependency):
 
     def summary(self, x: Tensor) -> Tensor:
         y = torch.cat(_squeeze(x, (2,), self.squeeze), dim=1)  # (N, c or 2c, H, W)
-        if x.is_contiguous(memory_format=torch.channels_last_3d):  # which a mean does not keep
+        if x.is_contiguous(memory_format=torch.channels_last_3d):  # a mean does not keep the layout
             y = y.contiguous(memory_format=torch.channels_last)
         return F.relu(self.bn(self.conv(y)))[:, :, None]  # (N, c, 1, H, W)
 
 
 class LS(Dependency):
-    """Long-range spatial dependency: squeeze over H, W, convolve 3 frames, BN, ReLU, expand; shapes as LST."""
+    """Long-range spatial dependency: squeeze H, W, convolve 3 frames, BN, ReLU, expand. (N,c,T,H,W) -> the same."""
 
     def __init__(self, channels: int, squeeze: str = "avg"):
         super().__init__()
@@ -77,14 +77,15 @@ class LS(Dependency):
     def summary(self, x: Tensor) -> Tensor:
         y = torch.cat(_squeeze(x, (3, 4), self.squeeze), dim=1)  # (N, c or 2c, T)
         y = F.relu(self.bn(self.conv(y)))  # (N, c, T)
-        y = y.mT.contiguous().mT  # frame by frame in memory, as the features are: a sum takes the layout of its terms
+        # Frame by frame in memory, as the features are, because a sum takes the memory layout of its terms.
+        y = y.mT.contiguous().mT
         return y[:, :, :, None, None]  # (N, c, T, 1, 1)
 
 
 class S122(Dependency):
     """Short-range dependency: 1x2x2 pool, (3,1,1) convolution, BN, ReLU, average back. (N,c,T,H,W) -> the same.
 
-    The pooled map is (max(H//2, 2), max(W//2, 2)); on odd sizes the adaptive windows overlap, as released.
+    The pooled map is (max(H//2, 2), max(W//2, 2)). On odd sizes the adaptive windows overlap, as released.
     """
 
     def __init__(self, channels: int, squeeze: str = "avg"):
@@ -118,6 +119,9 @@ class QueryAggregation(nn.Module):
     Takes a list of M tensors (N,c,T,H,W), or their summaries, and returns their weighted sum (N,c,T,H,W).
     """
 
+    # A parameter outside a standard layer, for an optimiser. As released, it does not decay and has a rate of its own.
+    optim_params = {"qVec": "query"}
+
     def __init__(self, channels: int):
         super().__init__()
         self.qVec = nn.Parameter(torch.empty(1, channels).uniform_(-0.1, 0.1))
@@ -127,7 +131,7 @@ class QueryAggregation(nn.Module):
         weights = (keys @ self.qVec.T).softmax(dim=1)  # (N, M, 1)
         weights = weights[..., None, None, None].unbind(1)  # M of (N, 1, 1, 1, 1)
         total = branches[0] * weights[0]
-        for branch, weight in zip(branches[1:], weights[1:], strict=True):  # from the smaller summaries to the larger
+        for branch, weight in zip(branches[1:], weights[1:], strict=True):  # smaller summaries come before larger ones
             total = torch.addcmul(total, branch, weight)
         return total
 
@@ -157,21 +161,24 @@ class SDA(nn.Module):
         Y' &= \mathrm{ReLU}(\mathrm{BN}(W_{down} Y)) \qquad R_m = \mathrm{dependency}_m(Y') \\
         Z  &= Y \odot \sigma(\mathrm{BN}(W_{up} \textstyle\sum_m \alpha_m R_m))
 
-    It stands after conv2 and its BN in a bottleneck, before the ReLU. BN follows both 1x1x1 convolutions and stands in
-    every block; the gate has no residual and starts near one half: all as released.
+    Its place in a bottleneck is after conv2 and its BN, before the ReLU. As released, BN follows both 1x1x1
+    convolutions and is in every block, and the gate has no residual and starts near one half.
 
     Args:
         channels: C of the input.
-        num_segments: T, the frames that are one clip. The released 16-frame networks keep 8 here and so gate two
-            halves of a clip on their own.
+        num_segments: T, the number of frames of a clip. The released 16-frame networks use 8 here, so they gate the
+            two halves of a clip separately.
         reduction: the blocks work on ``max(C // reduction, 16)`` channels.
         dependencies: any of ``"LST" "LT" "LS" "S122"``, in the order of the released ``mdm`` list.
         aggregation: ``"query"`` (the paper's) or ``"average"``.
         squeeze: how the blocks pool, ``"avg"`` (the paper's), ``"max"`` or ``"avg+max"``.
 
     Shapes: ``(N*T, C, H, W) -> (N*T, C, H, W)``.
+
     Errors: ``ValueError`` for an unknown name, no dependency, or frames that are not a multiple of ``num_segments``.
     """
+
+    optim_group = "sda"  # the group of its weights and queries, for a learning rate of their own
 
     def __init__(
         self,
@@ -215,12 +222,12 @@ def _pointwise(conv: nn.Conv3d, frames: Tensor) -> Tensor:
 
 
 def _average_to(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    """Adaptive average pooling; where it halves or doubles the map, by the kernels that do only this and are faster."""
+    """Adaptive average pooling. Kernels that only halve or double a map are faster, so they do it if they can."""
     before, after = torch.Size(size), frames.shape[2:]
     if after == (2 * before[0], 2 * before[1]):
         return F.avg_pool2d(frames, 2)
     if before == (2 * after[0], 2 * after[1]):
-        return F.interpolate(frames, size)  # the nearest
+        return F.interpolate(frames, size)  # by the nearest neighbour
     return F.adaptive_avg_pool2d(frames, size)
 
 

@@ -19,13 +19,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from engine import distributed
 from engine.config import ConfigError
-from engine.flags import parse_arguments
+from engine.flags import check_model_names, parse_arguments
 from engine.network import channels_last
 from engine.precision import Precision
 from models import build_model, list_models
-from models.registry import check_models
 from models.resnet import VideoResNet
-from models.rsanet import rsa_backends, set_rsa_backend
+from ops.rsa import BACKENDS
 
 CLASSES, SEGMENTS, SIZE, CLIPS = 5, 8, 64, 2
 TOLERANCE = {"fp32": 5e-4, "bf16": 0.08, "gradients": 0.1}
@@ -82,11 +81,11 @@ def _worst(shares: dict[str, float]) -> tuple[float, str]:
 
 
 def paths(model: VideoResNet, device: torch.device) -> list[str]:
-    """The paths of RSA that the device has, or only "auto" for a network without RSA."""
+    """The paths that the device has for the network's operators; ["auto"] if none of them has several."""
     found = []
-    for name in ("fused", "triton", "reference"):
-        set_rsa_backend(model, name)
-        found += [name for reason in rsa_backends(model, device) if reason.startswith(f"{name} (")]
+    for name in BACKENDS:
+        model.set_backend(name)
+        found += [name for line in model.describe_backends(device) if line.startswith(f"RSA: {name} (")]
     return found or ["auto"]
 
 
@@ -96,11 +95,13 @@ def rows(name: str, kind: str, device: torch.device):
     compute, compare = (gradients, compare_gradients) if kind == "gradients" else (logits, compare_logits)
     precision = "fp32" if kind == "gradients" else kind
     expected = compute(copy.deepcopy(model), clips, Precision("fp32", torch.device("cpu")))
+    on_device = Precision(precision, device)
+    on_device.apply()
     for path in paths(model, device):
         other = copy.deepcopy(model).to(device)
         channels_last(other)
-        set_rsa_backend(other, path)
-        yield path, *compare(compute(other, clips, Precision(precision, device)), expected)
+        other.set_backend(path)
+        yield path, *compare(compute(other, clips, on_device), expected)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -128,7 +129,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--kind", default="fp32", choices=list(TOLERANCE), help="logits in fp32 or bf16, or gradients")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU where there is one")
     args = parse_arguments(parser)
-    check_models(parser, args.models)
+    check_model_names(parser, args.models)
     return args
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from engine import config, distributed
 from engine.config import ConfigError
 from engine.flags import parse_arguments
-from engine.network import build_from_file, run_settings
+from engine.network import build_from_checkpoint, run_settings
 from models import WeightsError, load_weights
 from models.export import BATCH_SIZES, ExportError, export_onnx, export_program, export_safetensors
 from models.weight_files import read_checkpoint
@@ -33,7 +33,7 @@ def main(args: argparse.Namespace) -> None:
     size = flag("--size", "input_size", args.size)
     frames = flag("--num_segments", "num_segments", args.num_segments)
     checkpoint = read_checkpoint(args.weights)
-    model, recipe = build_from_file(checkpoint, args.weights, args.model, frames, dataset=None)
+    model, recipe = build_from_checkpoint(checkpoint, args.weights, args.model, frames, dataset=None)
     print(load_weights(model, checkpoint, name=args.weights), flush=True)
 
     if out.suffix == ".safetensors":

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from engine.log import read_log
+from engine.log_lines import read_log
 from models import list_models
 
 from .steps import ROOT, StepFailed, Steps

@@ -1,11 +1,11 @@
-"""Accuracy from score files, without the models: ``python -m scripts.print_results net_runs/*/scores.npz``."""
+"""Print the accuracy of score files, without the models: ``python -m scripts.print_results net_runs/*/scores.npz``."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from engine.metrics import accuracy, shown
-from engine.reports import ScoresError, read_scores
+from reports.accuracy import accuracy, percent_text
+from reports.scores import ScoresError, read_scores
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     print(f"{'scores':{width}}  videos   Top-1   Top-5  mean class")
     for name, videos, result in rows:
         top1, top5, per_class = result["top1"], result["top5"], result["class_accuracy"]
-        print(f"{name:{width}}  {videos:6}  {top1:6.2f}  {shown(top5, '-'):>6}  {per_class:10.2f}")
+        print(f"{name:{width}}  {videos:6}  {top1:6.2f}  {percent_text(top5, '-'):>6}  {per_class:10.2f}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""A table of what logs say, ours and the published ones: ``python -m scripts.read_logs logs/toy_*.log``."""
+"""Print the figures of logs, ours or published ones, as tables: ``python -m scripts.read_logs logs/toy_*.log``."""
 
 import argparse
 
-from engine.log import read_log
+from engine.log_lines import read_log
 
 COLUMNS = {
     "epoch": "5.0f",
@@ -20,7 +20,7 @@ COLUMNS = {
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m scripts.read_logs", description=__doc__)
     parser.add_argument("logs", nargs="+", metavar="LOG")
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="each N-th epoch, and the last")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="print each N-th epoch and the last one")
     args = parser.parse_args()
     if args.every < 1:
         parser.error(f"--every {args.every} must be at least 1")

@@ -1,8 +1,8 @@
 """What a model gets wrong, from score files, without the model: ``python -m scripts.report out.npz``.
 
-One file: accuracy, the most confused pairs of classes, calibration; classes.csv and two pictures in a folder. Two files
-of the same videos: the same of each, and which videos changed, with a paired test. --verb and --noun: the accuracy of
-EPIC-KITCHENS' actions from two single-task files.
+One file: prints accuracy, the most confused pairs of classes, and calibration; writes classes.csv and two pictures into
+a folder. Two files of the same videos: the same for each file, and which videos changed, with a paired test. --verb and
+--noun: the accuracy of EPIC-KITCHENS' actions from two single-task files.
 """
 
 import argparse
@@ -14,20 +14,18 @@ from pathlib import Path
 from data import DataError, load_dataset_config
 from engine.config import ConfigError
 from engine.flags import parse_arguments
-from engine.metrics import accuracy, shown
-from engine.reports import (
+from reports.accuracy import accuracy, percent_text
+from reports.pictures import draw_calibration, draw_confusion
+from reports.scores import Scores, ScoresError, read_scores
+from reports.statistics import (
     ClassResult,
-    Scores,
-    ScoresError,
     action_accuracy,
     calibration,
     class_results,
     compare,
     confused_pairs,
     confusion_matrix,
-    read_scores,
 )
-from scripts.report_pictures import draw_calibration, draw_confusion
 
 
 def parse_args() -> argparse.Namespace:
@@ -66,7 +64,10 @@ def default_folder(*files: Scores) -> Path:
 
 
 def class_names(dataset: str | None, *files: Scores) -> list[str]:
-    """From the files, else from ``dataset``, else "class 17". Errors: ``ScoresError`` if they contradict each other."""
+    """The class names from the files or else from ``dataset``; without both, "class 0", "class 1" and so on.
+
+    Errors: ``ScoresError`` if files and dataset contradict each other.
+    """
     named = [(file.path, file.categories) for file in files if file.categories]
     num_classes = files[0].scores.shape[1]
     if dataset is not None:
@@ -91,7 +92,7 @@ def class_names(dataset: str | None, *files: Scores) -> list[str]:
 
 
 def report_one(file: Scores, names: list[str], folder: Path) -> None:
-    """Print what the file says and write classes.csv and the pictures into ``folder``."""
+    """Print the report of a file, and write classes.csv and the pictures into ``folder``."""
     result = accuracy(file.scores, file.labels)
     classes = class_results(file.scores, file.labels)
     confusion = confusion_matrix(file.labels, file.predictions, len(names))
@@ -101,7 +102,7 @@ def report_one(file: Scores, names: list[str], folder: Path) -> None:
 
     print(f"{file.path}: {len(file.paths)} videos of {sum(c.videos > 0 for c in classes)} of {len(names)} classes")
     print(f"protocol: {file.protocol or 'the file does not state it'}")
-    print(f"{top1}, Top-5 {shown(result['top5'])}, mean class {result['class_accuracy']:.2f}")
+    print(f"{top1}, Top-5 {percent_text(result['top5'])}, mean class {result['class_accuracy']:.2f}")
     print_members(file)
     confidence = 100 * file.probabilities.max(1).mean()
     print(f"{error} ({len(bins.videos)} bins; mean confidence {confidence:.2f} %)")
@@ -133,7 +134,7 @@ def _class_row(result: ClassResult, names: list[str]) -> list:
 
 
 def print_members(file: Scores) -> None:
-    """A table of the members of an ensemble, where the file holds several."""
+    """Print the accuracy of each member of an ensemble, if the file holds several."""
     if file.members is None or len(file.members) < 2:
         return
     names = file.member_names or [f"member {i + 1}" for i in range(len(file.members))]
@@ -141,12 +142,12 @@ def print_members(file: Scores) -> None:
     print(f"{'members':{width}}   Top-1   Top-5  mean class")
     for name, scores in zip(names, file.members, strict=True):
         result = accuracy(scores, file.labels)
-        top5 = shown(result["top5"], "-")
+        top5 = percent_text(result["top5"], "-")
         print(f"{name:{width}}  {result['top1']:6.2f}  {top5:>6}  {result['class_accuracy']:10.2f}")
 
 
 def report_two(a: Scores, b: Scores, args: argparse.Namespace) -> None:
-    """Print and write the report of each file (folders a and b) and how the second one differs from the first."""
+    """Print and write the report of each file (folders a and b), and how the second file differs from the first."""
     comparison = compare(a, b)
     names = class_names(args.dataset, a, b)
     folder = args.out or default_folder(a, b)
@@ -194,11 +195,14 @@ def report_actions(args: argparse.Namespace) -> None:
     print(f"{len(verb.paths)} segments; P(verb, noun) = softmax(verb scores)[verb] * softmax(noun scores)[noun]")
     print("          Top-1   Top-5")
     for name, result in results.items():
-        print(f"{name:8} {result['top1']:6.2f}  {shown(result['top5'], '-'):>6}")
+        print(f"{name:8} {result['top1']:6.2f}  {percent_text(result['top5'], '-'):>6}")
 
 
 def write_csv(path: Path, header: tuple[str, ...], rows: Iterable[list]) -> None:
-    """Errors: ``ConfigError`` if the file cannot be written."""
+    """Write a table.
+
+    Errors: ``ConfigError`` if the file cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "w", encoding="utf-8", newline="") as file:

@@ -8,7 +8,7 @@ from toy_run import run_inside
 
 
 def random_arrays(n: int, k: int, seed: int = 0, **more: object) -> dict[str, np.ndarray]:
-    """Scores that are right about half of the time; the last class never occurs. ``more`` arrays win."""
+    """Scores that are right for about half of the videos; the last class never occurs. ``more`` replaces arrays."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, k - 1, n)
     scores = rng.normal(size=(n, k)).astype(np.float32)
@@ -28,13 +28,13 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def report(folder: Path, *words: object) -> tuple[int, str]:
-    """``python -m scripts.report`` in ``folder``: exit status, and what it printed."""
+    """Run ``python -m scripts.report`` in ``folder``; returns the exit status and the output."""
     result = run_inside("scripts/report.py", *words, cwd=folder)
     return result.returncode, result.stdout
 
 
 def error_line(folder: Path, *words: object) -> str:
-    """The only line of a report that must fail with status 1."""
+    """The error line of a report that must fail with status 1 and print nothing else."""
     status, printed = report(folder, *words)
     assert status == 1 and printed.count("\n") == 1 and printed.startswith("error: "), printed
     return printed.removeprefix("error: ").rstrip("\n")

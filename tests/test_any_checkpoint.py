@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from data import DataError
 from engine.checkpoint import check_for_resume
 from engine.config import ConfigError, load_recipe, to_plain
-from engine.network import build_from_file, build_from_recipe, run_settings
+from engine.network import build_from_checkpoint, build_from_recipe, run_settings
 from engine.optim import parameter_groups
 from engine.precision import Precision
 from engine.state import TrainingState, average_weights
@@ -165,7 +165,7 @@ def refused(action, *args) -> bool:
 
 def use(content: dict) -> None:
     """What testing and exporting do."""
-    model, recipe = build_from_file(content, "file", None, None, None)
+    model, recipe = build_from_checkpoint(content, "file", None, None, None)
     assert str(load_weights(model, content, name="file")).count("\n") == 2
     assert model.num_segments == recipe.num_segments
     settings = run_settings(content, "file")

@@ -1,5 +1,7 @@
 """From a list line to a clip: sampling tables and crop sets of the released code, lists, labels, flips, pixels."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from PIL import Image
 from data import (
     DataError,
     EvalDataset,
+    FrameFolder,
     TrainDataset,
     collate,
     list_datasets,
@@ -116,7 +119,7 @@ def test_test_crops():
     # 103 - 40 is odd: the one centre crop rounds the half to even, the grid of the others rounds down.
     assert transforms.test_crops([gradient_frame(103, 60)], 1, 40, 40)[0][0].getpixel((0, 0))[0] == 32
     assert transforms.test_crops([gradient_frame(103, 60)], 3, 40, 40)[2][0].getpixel((0, 0))[0] == 30
-    with pytest.raises(ValueError, match="crop of 64 does not fit into frames of 60x100"):
+    with pytest.raises(DataError, match="crop of 64 does not fit into frames of 60x100"):
         transforms.test_crops(frames, 1, 64, 64)
 
 
@@ -218,7 +221,7 @@ def videos(tmp_path):
 
 def eval_set(root, videos, **settings):
     settings = {"resize": None, "crop_size": 30, "input_size": 24, "short_videos": "spread"} | settings
-    return EvalDataset(videos, str(root), "{:05d}.jpg", 4, **settings)
+    return EvalDataset(videos, FrameFolder(root, "{:05d}.jpg"), 4, **settings)
 
 
 def test_eval_views_are_in_order(videos):
@@ -232,12 +235,10 @@ def test_eval_views_are_in_order(videos):
 
 def test_training_clips_depend_on_seed_epoch_and_item_only(videos):
     root, listed = videos
-    data = TrainDataset(listed, str(root), "{:05d}.jpg", 4, (30, 40), 24, "swap", {}, seed=3)
-    first = data[1][0]
-    assert first.shape == (4, 3, 24, 24) and torch.equal(first, data[1][0])
-    data.epoch = 1
-    clips = torch.stack([data[1][0], first])
-    assert not torch.equal(*clips)
+    data = TrainDataset(listed, FrameFolder(root, "{:05d}.jpg"), 4, (30, 40), 24, "swap", {}, seed=3)
+    first = data[0, 1][0]
+    assert first.shape == (4, 3, 24, 24) and torch.equal(first, data[0, 1][0])
+    assert not torch.equal(first, data[1, 1][0])
 
 
 def break_video(root, how):
@@ -271,6 +272,19 @@ def test_unreadable_videos_are_errors_in_one_line(videos, how, message, workers)
     with pytest.raises(DataError, match=message) as error:
         list(batches(loader))
     assert "\n" not in str(error.value)
+
+
+def test_a_folder_that_cannot_be_opened_is_an_error_in_one_line(videos, monkeypatch):
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied")
+
+    root, (video, _) = videos
+    long = video._replace(path="x" * 300)  # longer than a file's name may be
+    assert str(eval_set(root, [long])[0]).startswith(f"{root}/list.txt:1: no folder {root}/xxx")
+    (root / "a" / "00011.jpg").unlink()
+    monkeypatch.setattr(os, "listdir", refuse)
+    expected = f"{root}/list.txt:1: no frame 00011.jpg: folder {root}/a cannot be read (Permission denied)"
+    assert str(eval_set(root, [video])[0]) == expected
 
 
 def test_dataset_files(tmp_path, monkeypatch):

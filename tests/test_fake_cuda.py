@@ -11,7 +11,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from engine.precision import AUTOCAST
 from models import build_model, list_models
-from models.rsanet import set_rsa_backend
 
 K, T, SIZE = 5, 8, 64
 PRECISIONS = ["fp32", "bf16"]
@@ -52,7 +51,7 @@ def test_networks_run_on_a_fake_gpu(name, precision):
 @pytest.mark.parametrize("backend", ["reference", "fused"])
 def test_rsa_paths_run_on_a_fake_gpu(backend, precision):
     model = build("rsanet_tiny")
-    set_rsa_backend(model, backend)
+    model.set_backend(backend)
     check_forward(model, precision)
 
 

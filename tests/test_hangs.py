@@ -25,7 +25,7 @@ def small(tmp_path_factory):
 
 
 def ends(process: subprocess.Popen, limit: float = LIMIT) -> str:
-    """Its output; fails if it, or a process that holds its output open, goes on past the limit."""
+    """The output of a process; fails if it, or a process that holds its output open, runs beyond the limit."""
     try:
         return process.communicate(timeout=limit)[0]
     except subprocess.TimeoutExpired:
@@ -38,7 +38,7 @@ def error_lines(output: str) -> list[str]:
 
 
 def program(folder: Path, name: str, patch: str) -> Path:
-    """main.py with a line of Python before it."""
+    """A program that runs a line of Python and then main.py."""
     script = folder / f"{name}.py"
     script.write_text(
         f"import os, runpy, sys\nsys.argv[0] = 'main.py'\n{patch}\n"
@@ -68,7 +68,7 @@ def test_a_stopped_worker_ends_training_with_one_line(small):
     output = ends(process)
     assert process.returncode == 1 and "Traceback" not in output, output
     assert re.search(rf"a loading process stood still for 2 s \(pid {worker};", error_lines(output)[0]), output
-    assert not Path(f"/proc/{worker}").exists()  # nor is the stopped one left
+    assert not Path(f"/proc/{worker}").exists()  # the stopped process is gone, too
 
 
 FAILING_STEP = """
@@ -92,7 +92,7 @@ engine.train.train_step = failing
     ],
 )
 def test_an_unexpected_error_ends_the_program(small, processes, error, message):
-    """With two processes torchrun must see it, too, or it could not start them again."""
+    """With two processes, torchrun must see the error, too: otherwise it could not restart them."""
     script = program(small, error.split("(")[0], FAILING_STEP.format(error=error))
     flags = quick_flags(workers=2, epochs=40, global_batch_size=2)
     begin = time.monotonic()

@@ -12,7 +12,7 @@ from data import toy
 from engine.config import KEYS, RANGES, RECIPES, Recipe, load_recipe, to_plain
 from engine.flags import recipe_texts
 
-METAVAR = r"(?:\{KEY: VALUE\}|\[INT, \.\.\.\]|\S+)"
+METAVAR = r"(?:\{\w+: \w+\}|\[INT, \.\.\.\]|\S+)"
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +63,8 @@ def test_help_shows_the_heading_the_text_and_the_value_of_every_key(words, tmp_p
     for key, (heading, text) in recipe_texts().items():
         value = "none" if values[key] is None else str(values[key]).removesuffix(".0")
         value = value.lower() if isinstance(values[key], bool) else value
+        if isinstance(values[key], dict):  # as YAML writes it in one line
+            value = yaml.safe_dump(values[key], default_flow_style=True, sort_keys=False).strip().replace(".0", "")
         before = f"{heading}: " if heading != last_heading else ""
         text += f"; {RANGES[key]}" if key in RANGES else ""
         line = rf"{before}--{key} {METAVAR} {re.escape(text)} \(default {re.escape(value)}\)"

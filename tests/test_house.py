@@ -13,7 +13,7 @@ from engine.schedule import learning_rate
 from models import list_models
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("ops", "models", "data", "engine", "scripts", "figs", "tests", "benchmarks")
+ROOMS = ("ops", "models", "data", "reports", "engine", "scripts", "figs", "tests", "benchmarks")
 OURS = [path for room in ROOMS for path in (ROOT / room).rglob("*") if path.suffix in (".py", ".sh", ".yaml")]
 OURS += [path for path in ROOT.iterdir() if path.suffix in (".py", ".yml", ".md", ".toml")]
 
@@ -22,10 +22,11 @@ MAY_IMPORT = {
     "ops": set(),
     "models": {"ops"},
     "data": set(),
-    "engine": {"models", "ops", "data"},
-    "scripts": {"engine", "models", "data"},
-    "benchmarks": {"engine", "models", "data", "ops"},
-    "figs": {"engine", "data"},
+    "reports": set(),
+    "engine": {"models", "ops", "data", "reports"},
+    "scripts": {"engine", "models", "data", "ops", "reports"},
+    "benchmarks": {"engine", "models", "data", "ops", "reports"},
+    "figs": {"engine", "data", "reports"},
 }
 
 
@@ -157,11 +158,12 @@ def test_published_recipes():
     logged = [0.00402, 0.00801, 0.01201, 0.01600, 0.02000, 0.01999]
     assert [round(learning_rate(v1, epoch), 5) for epoch in (0, 1, 2, 3, 4, 5)] == logged
     assert [f"{learning_rate(v1, epoch):.5f}" for epoch in (40, 78, 79)] == ["0.01064", "0.00003", "0.00002"]
+    factors = {"fc": 1, "fc_bias": 2, "sda": 5}
     for name in ("sda_tsn_r50", "sda_tsm_r50"):
         r = load_recipe(name, "something_v1")
         assert (r.lr, r.lr_steps, r.epochs, r.global_batch_size, r.dropout) == (0.01, [20, 40], 50, 36, 0.5)
         assert (r.weight_decay, r.clip_gradient, r.label_smoothing, r.nesterov) == (1e-4, 20, 0, False)
-        assert (r.flip, r.train_resize, r.sda_lr_mult, r.lr_multipliers) == ("swap", None, 5, True)
+        assert (r.flip, r.train_resize, r.lr_mults, r.lr_multipliers) == ("swap", None, factors, True)
         assert (r.val_resize, r.val_crop) == (256, 224)
         assert (r.val_short_videos, r.test_short_videos) == ("first_frame", "spread")
         assert (r.test_resize, r.test_crop, r.input_size) == (256, 256, 224)

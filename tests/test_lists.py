@@ -1,14 +1,15 @@
-"""Lists, categories and dataset files as users bring them: what is read, what is refused, and in which words."""
+"""Lists, categories and dataset files of users: what is read, what is refused, and with which message."""
 
 import os
 import time
 
 import pytest
 
-from data import DataError, Video, load_dataset_config, read_list, toy
+from data import DataError, DatasetConfig, Video, load_dataset_config, read_list, toy
 from data.checks import list_findings, overlap_findings
 from data.labels import mirror_pairs, read_categories
 from data.yaml_file import LARGEST_FILE
+from engine import loading
 from engine.config import RECIPES, ConfigError, load_recipe
 
 DATASET = "name: own\nnum_classes: 2\nroot: frames\ntrain_list: t.txt\nval_list: v.txt\nimage_tmpl: '{:05d}.jpg'\n"
@@ -244,49 +245,68 @@ def videos(text: str, file: str = "train.txt") -> list[Video]:
     return [Video(path, 8, int(label), f"{file}:{line}") for line, (path, label) in enumerate(words, start=1)]
 
 
-def findings(text: str, num_classes: int = 1, categories: list[str] | None = None, **flags: bool) -> list[str]:
-    return list_findings(videos(text), "train.txt", num_classes, categories, "root", **flags)
+def findings(text: str, num_classes: int = 1, categories: list[str] | None = None) -> list[tuple[str, str]]:
+    return list_findings(videos(text), "train.txt", num_classes, categories, "root")
 
 
-def test_nothing_is_said_of_a_list_in_which_nothing_is_odd():
+def config(num_classes: int) -> DatasetConfig:
+    return DatasetConfig("own", num_classes, "root", "train.txt", "val.txt", "{}.jpg")
+
+
+@pytest.fixture
+def said(monkeypatch) -> list[str]:
+    """The lines that are logged from now on."""
+    lines: list[str] = []
+    monkeypatch.setattr(loading, "info", lines.append)
+    return lines
+
+
+def test_an_ordinary_list_has_no_findings():
     assert findings("a:0 b:1 c:0", 2) == []
     assert overlap_findings(videos("a:0 b:1"), videos("c:0", "val.txt"), "root") == []
 
 
 def test_videos_that_stand_twice_are_one_line():
-    one = ["train.txt: 1 line repeats a video under the same label; the first: 'a' in lines 1 and 3"]
-    assert findings("a:0 b:0 a:0") == one
+    one = "train.txt: 1 line repeats a video under the same label; the first: 'a' in lines 1 and 3"
+    assert findings("a:0 b:0 a:0") == [("repeated", one)]
     absolute = os.path.abspath("root/a")
-    (line,) = list_findings(videos(f"a:0 b:0 ./a:0 x/../b:0 {absolute}:0"), "t.txt", 1, None, os.path.abspath("root"))
+    ((_, line),) = list_findings(
+        videos(f"a:0 b:0 ./a:0 x/../b:0 {absolute}:0"), "t.txt", 1, None, os.path.abspath("root")
+    )
     assert line == "t.txt: 3 lines repeat a video under the same label; the first: './a' in lines 1 and 3"
 
 
-def test_a_video_under_two_labels_is_an_error_unless_allowed():
+def test_a_video_under_two_labels_is_an_error_unless_allowed(said):
     expected = (
         "train.txt: 2 lines give a video another label than an earlier line; the first: 'a' has label 0 in line 1 "
         "and label 1 in line 3"
     )
+    assert findings("a:0 b:1 a:1 b:0", 2) == [("two_labels", expected)]
+    listed = videos("a:0 b:1 a:1 b:0")
     with pytest.raises(DataError) as error:
-        findings("a:0 b:1 a:1 b:0", 2)
-    assert str(error.value) == f"{expected}; correct the list, or allow it with --allow_two_labels"
-    assert findings("a:0 b:1 a:1 b:0", 2, allow_two_labels=True) == [expected]
+        loading.check_list(config(2), listed, "train.txt", allow_two_labels=False)
+    assert str(error.value) == f"{expected}; correct the list, or allow it with --allow_two_labels" and said == []
+    loading.check_list(config(2), listed, "train.txt", allow_two_labels=True)
+    assert said == [expected]
 
 
 def test_classes_without_a_video_are_one_line():
-    assert findings("a:0 b:2", 3) == ["train.txt: 1 of 3 classes has no video: 1"]
+    assert findings("a:0 b:2", 3) == [("empty_classes", "train.txt: 1 of 3 classes has no video: 1")]
     names = ["zero", "one", "two", "three" * 50]
-    (line,) = findings("a:0", 4, names)
+    ((_, line),) = findings("a:0", 4, names)
     assert line.startswith("train.txt: 3 of 4 classes have no video: 1 (one), 2 (two), 3 (three") and len(line) < 150
-    (line,) = findings("a:0", 1_000_000)
+    ((_, line),) = findings("a:0", 1_000_000)
     assert line == "train.txt: 999999 of 1000000 classes have no video: 1, 2, 3, 4, 5, ..."
 
 
-def test_videos_of_both_lists_are_an_error_unless_allowed():
+def test_videos_of_both_lists_are_an_error_unless_allowed(said):
     train, val = videos("a:0 b:1 c:0"), videos("d:0 ./c:0 b:1", "val.txt")
     expected = "2 validation videos are training videos too; the first: './c' in train.txt:3 and val.txt:2"
+    assert overlap_findings(train, val, "root") == [("overlap", expected)]
     with pytest.raises(DataError) as error:
-        overlap_findings(train, val, "root")
-    assert str(error.value) == f"{expected}; correct the lists, or allow it with --allow_overlap"
-    assert overlap_findings(train, val, "root", allow_overlap=True) == [expected]
-    with pytest.raises(DataError, match="^1 validation video is a training video too; the first: 'a'"):
-        overlap_findings(train, videos("a:0"), "root")
+        loading.check_lists(config(2), train, val, allow_overlap=False, allow_two_labels=True)
+    assert str(error.value) == f"{expected}; correct the lists, or allow it with --allow_overlap" and said == []
+    loading.check_lists(config(2), train, val, allow_overlap=True, allow_two_labels=False)
+    assert said == [expected]
+    ((_, line),) = overlap_findings(train, videos("a:0"), "root")
+    assert line.startswith("1 validation video is a training video too; the first: 'a'")

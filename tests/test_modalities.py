@@ -10,6 +10,7 @@ from data import (
     RGB,
     DataError,
     EvalDataset,
+    FrameFolder,
     Modality,
     TrainDataset,
     collate,
@@ -18,6 +19,7 @@ from data import (
     sampling,
     transforms,
 )
+from engine.batch import BatchPlan, StepSampler
 from engine.workers import batches
 from models import WeightsError, build_model, list_models, load_weights
 
@@ -67,12 +69,12 @@ def listed(root, path, n):
 
 def train_set(root, videos, image_tmpl, modality, **settings):
     settings = {"resize": None, "input_size": 24, "flip": "swap", "mirror_pairs": {0: 1, 1: 0}, "seed": 3} | settings
-    return TrainDataset(videos, str(root), image_tmpl, 2, modality=modality, **settings)
+    return TrainDataset(videos, FrameFolder(root, image_tmpl), 2, modality=modality, **settings)
 
 
 def eval_set(root, videos, image_tmpl, modality, **settings):
     settings = {"resize": None, "crop_size": 30, "input_size": 30, "short_videos": "spread"} | settings
-    return EvalDataset(videos, str(root), image_tmpl, 2, modality=modality, **settings)
+    return EvalDataset(videos, FrameFolder(root, image_tmpl), 2, modality=modality, **settings)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +83,7 @@ def eval_set(root, videos, image_tmpl, modality, **settings):
 )
 def test_numbers_of_frames_and_channels(name, length, frames, stored, channels):
     modality = Modality(name, length)
-    assert (modality.frames, modality.stored_channels, modality.channels) == (frames, stored, channels)
+    assert (modality.frames_per_segment, modality.stored_channels, modality.channels) == (frames, stored, channels)
     assert length == 1 or modality == Modality(name)  # 5 is the default
     assert (modality == RGB) == (name == "RGB")
 
@@ -119,7 +121,7 @@ def test_training_draws_of_longer_segments():
 @pytest.mark.parametrize("form", FORMS)
 def test_which_flow_files_make_a_segment(tmp_path, form):
     (video,), image_tmpl = draw(tmp_path, form)
-    images = Modality("Flow", 3).read(video, [4, 1, 8], str(tmp_path), image_tmpl)
+    images = Modality("Flow", 3).read(video, [4, 1, 8], FrameFolder(tmp_path, image_tmpl))
     expected = [pixels(axis, k) for k in (4, 5, 6, 1, 2, 3, 8, 9, 9) for axis in "xy"]  # the last frame repeats
     assert all(image.mode == "L" for image in images)
     np.testing.assert_array_equal(np.stack(images), np.stack(expected))
@@ -128,7 +130,7 @@ def test_which_flow_files_make_a_segment(tmp_path, form):
 @pytest.mark.parametrize(("modality", "numbers"), [(RGB, [4, 8]), (Modality("RGBDiff", 2), [4, 5, 6, 8, 9, 9])])
 def test_which_frames_make_a_segment(tmp_path, modality, numbers):
     (video,), image_tmpl = draw_rgb(tmp_path)
-    images = modality.read(video, [4, 8], str(tmp_path), image_tmpl)
+    images = modality.read(video, [4, 8], FrameFolder(tmp_path, image_tmpl))
     np.testing.assert_array_equal(np.stack(images), np.stack([pixels("rgb", k) for k in numbers]))
 
 
@@ -172,11 +174,20 @@ def test_flow_flips_under_the_policies(policy, label, flipped):
     outcomes = set()
     for seed in range(40):
         rng = np.random.default_rng(seed)
-        result, new = transforms.random_flip(images, label, policy, {0: 1, 1: 0}, rng)
+        result, new = transforms.random_flip(images, label, policy, {0: 1, 1: 0}, rng, flow=True)
         same = np.array_equal(np.stack(result), np.stack(images))
         assert same or np.array_equal(np.stack(result), mirrored)
         outcomes.add((same, new))
     assert outcomes == {(True, label)} | ({(False, flipped)} if flipped is not None else set())
+
+
+def test_whether_images_are_flow_is_said_and_not_guessed():
+    """Grey images that are no flow keep their values in a mirror; colour images that are flow would not."""
+    for kind in ("x", "rgb"):
+        image = Image.fromarray(pixels(kind, 1))
+        seen = [np.asarray(transforms.mirror([image], flow)[0]) for flow in (False, True)]
+        np.testing.assert_array_equal(seen[0], pixels(kind, 1)[:, ::-1])
+        np.testing.assert_array_equal(seen[1], 255 - pixels(kind, 1)[:, ::-1])
 
 
 def training_crops(plane, scales):
@@ -192,8 +203,8 @@ def training_crops(plane, scales):
 def test_training_crops_of_flow_leave_out_the_smallest(tmp_path):
     data = train_set(tmp_path, *draw(tmp_path, "pairs", 1), Modality("Flow", 2))
     drawn = set()
-    for data.epoch in range(2000):
-        clip, label, _ = data[0]
+    for epoch in range(2000):
+        clip, label, _ = data[epoch, 0]
         assert clip.shape == (2, 4, 24, 24) and clip.dtype == torch.uint8 and label in (0, 1)
         assert torch.equal(clip[0], clip[1]) and torch.equal(clip[:, :2], clip[:, 2:])  # one frame, one crop for all
         drawn.add(clip[0, 0].numpy().tobytes())
@@ -206,18 +217,18 @@ def test_training_crops_of_flow_leave_out_the_smallest(tmp_path):
 def test_training_clips_draw_by_draw(tmp_path, modality, duration, scales):
     """RGB's draws are those it had before there were modalities, in their order."""
     data = train_set(tmp_path, *draw_rgb(tmp_path), modality)
-    for data.epoch in range(20):
-        rng = np.random.default_rng((3, data.epoch, 0))
+    for epoch in range(20):
+        rng = np.random.default_rng((3, epoch, 0))
         numbers = [1, 1 + duration] + rng.integers(duration, size=2)
         sizes = transforms.crop_sizes(WIDTH, HEIGHT, 24, (1, 0.875, 0.75, 0.66)[:scales])
         width, height = sizes[rng.integers(len(sizes))]
         x, y = transforms.crop_offsets(WIDTH, HEIGHT, width, height)[rng.integers(13)]
-        files = [pixels("rgb", int(number) + k) for number in numbers for k in range(modality.frames)]
+        files = [pixels("rgb", int(number) + k) for number in numbers for k in range(modality.frames_per_segment)]
         crops = [Image.fromarray(file).crop((x, y, x + width, y + height)) for file in files]
         expected = np.stack([crop.resize((24, 24), Image.Resampling.BILINEAR) for crop in crops])
         flip = rng.random() < 0.5
         expected = (expected[:, :, ::-1] if flip else expected).transpose(0, 3, 1, 2).reshape(2, -1, 24, 24)
-        clip, label, _ = data[0]
+        clip, label, _ = data[epoch, 0]
         np.testing.assert_array_equal(clip, expected)
         assert label == (0 if flip else 1)
 
@@ -289,11 +300,11 @@ def test_what_is_not_converted():
 def test_from_files_to_logits(tmp_path, modality):
     drawn = draw(tmp_path, "pairs") if modality.name == "Flow" else draw_rgb(tmp_path)
     model = build_model("tsm_tiny", 2, 2, in_channels=modality.channels)
-    for data, views in (
-        (train_set(tmp_path, *drawn, modality), ()),
-        (eval_set(tmp_path, *drawn, modality, num_crops=3), (3,)),
+    for data, views, batching in (
+        (train_set(tmp_path, *drawn, modality), (), {"batch_sampler": StepSampler(1, BatchPlan(1), 0, seed=0)}),
+        (eval_set(tmp_path, *drawn, modality, num_crops=3), (3,), {"batch_size": 1}),
     ):
-        loader = torch.utils.data.DataLoader(data, 1, num_workers=1, collate_fn=collate)
+        loader = torch.utils.data.DataLoader(data, num_workers=1, collate_fn=collate, **batching)
         ((clips, _, _),) = batches(loader)
         size = clips.shape[-1]
         assert clips.shape == (1, *views, 2, modality.stored_channels, size, size) and clips.dtype == torch.uint8
@@ -367,7 +378,9 @@ def test_unreadable_flow_is_an_error_in_one_line(tmp_path, how, message):
 
 
 def test_the_log_says_what_is_read():
-    assert RGB.describe("{:05d}.jpg") == "modality: RGB, one frame a segment ({:05d}.jpg), 3 channels"
-    assert "5 differences of 6 frames a segment ({}.jpg), 15 channels" in Modality("RGBDiff").describe("{}.jpg")
-    assert "red x and green y of a file ({}.jpg), 10 channels" in Modality("Flow").describe("{}.jpg")
-    assert "an x and a y file each ({}{}.jpg), 4 channels" in Modality("Flow", 2).describe("{}{}.jpg")
+    assert RGB.describe(FrameFolder("r", "{:05d}.jpg")) == "modality: RGB, one frame a segment ({:05d}.jpg), 3 channels"
+    assert "5 differences of 6 frames a segment ({}.jpg), 15 channels" in Modality("RGBDiff").describe(
+        FrameFolder("r", "{}.jpg")
+    )
+    assert "red x and green y of a file ({}.jpg), 10 channels" in Modality("Flow").describe(FrameFolder("r", "{}.jpg"))
+    assert "an x and a y file each ({}{}.jpg), 4 channels" in Modality("Flow", 2).describe(FrameFolder("r", "{}{}.jpg"))

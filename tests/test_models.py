@@ -132,6 +132,58 @@ def test_partial_bn_trains_the_first_only():
     assert all(m.training for m in build_model("tsn_tiny", 5, 8).train().modules())
 
 
+@pytest.mark.parametrize(("stages", "frozen"), [(-1, 0), (0, 3), (1, 3 + 21), (2, 3 + 21 + 21), (4, 3 + 3 * 21)])
+def test_frozen_stages_are_frozen_once(stages, frozen):
+    """A convolution and its BN have 3 parameters: 1 pair in the stem, 4 and 3 in the two bottlenecks of each stage."""
+    model = build_model("tsn_tiny", 5, 4, frozen_stages=stages)
+    assert sum(not p.requires_grad for p in model.parameters()) == frozen
+    assert [m.training for m in model.base_model.layer1] == [stages < 1] * 2
+    model.requires_grad_(True)
+    model.eval().train()  # a user's choice to train them stays
+    assert all(p.requires_grad for p in model.parameters()) and model.base_model.conv1.training == (stages < 0)
+
+
+class Plus(nn.Module):
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def forward(self, x):
+        return x + self.value
+
+
+class Times(Plus):
+    def forward(self, x):
+        return x * self.value
+
+
+def test_modules_are_inserted_at_places_in_order():
+    model = build_model("tsn_tiny", 5, 1).eval()
+    (_, _, first), (_, _, second), *_ = model.blocks()
+    x = torch.randn(1, 64, 4, 4)
+    y = torch.relu(second.bn1(second.conv1(2 * (x + 1))))
+    y = torch.relu(second.bn2(second.conv2(y + 2)) * 3)
+    expected = torch.relu(second.bn3(second.conv3(y)) + 4 + x)
+    for place, name, module in [
+        ("before_conv1", "a", Plus(1)),
+        ("before_conv1", "b", Times(2)),
+        ("before_conv2", "c", Plus(2)),
+        ("after_bn2", "d", Times(3)),
+        ("after_bn3", "e", Plus(4)),
+    ]:
+        model.insert(place, name, lambda block, module=module: module, blocks=[(0, 1)])
+    torch.testing.assert_close(second(x), expected)
+    assert model.not_in_imagenet == [f"base_model.layer1.1.{name}." for name in "abcde"] and not hasattr(first, "a")
+    for place, name, message in [
+        ("before_conv1", "a", "the bottleneck has a 'a' already; choose another name"),
+        ("after_bn3", "relu", "the bottleneck has a 'relu' already"),
+        ("before", "x", "place 'before' must be one of before_conv1, before_conv2, conv2, after_bn2, after_bn3"),
+        ("conv2", "x", "a module at conv2 replaces conv2, so its name must be conv2, not 'x'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            second.insert(place, name, Plus(0))
+
+
 def test_rsanet_refuses_what_its_network_cannot_take():
     with pytest.raises(ValueError, match="num_heads 8 x value_dim 16 gives 128 channels, the network has 64"):
         build_model("rsanet_r50", 5, 8, value_dim=16)

@@ -9,6 +9,7 @@ import torch
 from golden_values import formula_tensor, relative_error, released_state, table
 
 from engine.batch import BatchPlan
+from engine.config import load_recipe
 from engine.optim import build_sgd, parameter_groups, set_learning_rate
 from engine.precision import Precision
 from engine.schedule import multi_step, warmup_cosine
@@ -50,7 +51,7 @@ def four_steps(name: str, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
     golden = table(f"{name}.npz")
     model = golden_model(name).train().to(dtype)
     sgd, step = TRAINING[name.split("_")[0]]
-    optimizer = build_sgd(parameter_groups(model), **sgd)
+    optimizer = build_sgd(parameter_groups(model, load_recipe(name, "something_v1").lr_mults), **sgd)
     set_learning_rate(optimizer, sgd["lr"], use_multipliers=True)
     clips, labels = golden_clips().to(dtype), torch.arange(2) * 37 % 174
     fp32 = Precision("fp32", torch.device("cpu"))
@@ -83,7 +84,7 @@ def test_parameter_groups(name):
         for group in table(f"{name}_param_groups.json")
         for parameter in group["params"]
     }
-    groups = parameter_groups(build_model(name, 174, 8))
+    groups = parameter_groups(build_model(name, 174, 8), load_recipe(name, "something_v1").lr_mults)
     actual = {p: (group["lr_mult"], group["decay_mult"]) for group in groups for p in group["param_names"]}
     assert actual == expected
     assert sum(len(group["params"]) for group in groups) == len(expected)

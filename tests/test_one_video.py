@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import DataError, one_video
-from data.one_video import open_video
+from data import DataError, EvalDataset, Modality, Video, one_video, open_one_video, video_file
+from data.sampling import FrameOrder
 
 av = pytest.importorskip("av")
 
@@ -38,10 +38,18 @@ def encode(file: Path, clip: np.ndarray, aspect: Fraction | None = None, matrix:
 
 
 def shown(file: Path) -> np.ndarray:
-    video = open_video(file)
-    frames = np.stack(video.read(list(range(1, video.num_frames + 1))))
-    assert frames.shape[:3] == (video.num_frames, *video.size)
+    video, source, _ = open_one_video(file)
+    frames = np.stack(source.frames(video, list(range(1, video.num_frames + 1))))
+    assert frames.shape[:3] == (video.num_frames, *source.size)
     return frames
+
+
+def error_of(video: Video, source: one_video.OneVideo, frame: int) -> str:
+    """What a dataset of the video says when this frame is read."""
+    order = FrameOrder("repeat", frame)
+    error = EvalDataset([video], source, video.num_frames, None, 30, 30, "spread", order=order)[0]
+    assert isinstance(error, DataError) and "\n" not in str(error)
+    return str(error)
 
 
 def noise(frames: np.ndarray, expected: np.ndarray) -> float:
@@ -76,15 +84,15 @@ def test_a_turned_file_gives_the_frames_of_the_upright_one(tmp_path, display):
     with av.open(str(turned)) as container:
         stored = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
     assert noise(stored, upright) < 6 if plain else noise(stored, upright) > 50  # what a reader of no matrix sees
-    notes = open_video(turned).notes
+    notes = open_one_video(turned)[2]
     assert notes == [] if plain else "turned by its display matrix" in notes[0] and len(notes) == 1
 
 
 @pytest.mark.parametrize("matrix", [(0.866, 0.5, -0.5, 0.866), (1, 0, 0.5, 1), (1, 0, 0, 0)])
 def test_a_matrix_that_is_no_quarter_turn_is_refused(tmp_path, matrix):
     file = encode(tmp_path / "odd.mp4", CLIP, matrix=matrix)
-    with pytest.raises(DataError, match=rf"^--video {file}: its display matrix \(.*\) is neither quarter turns nor"):
-        open_video(file)
+    with pytest.raises(DataError, match=rf"^{file}: its display matrix \(.*\) is neither quarter turns nor"):
+        open_one_video(file)
 
 
 @pytest.mark.parametrize(
@@ -95,10 +103,10 @@ def test_pixels_that_are_not_square_are_scaled(tmp_path, aspect, size, ending):
     file = encode(tmp_path / f"clip.{ending}", CLIP, aspect)
     square = shown(encode(tmp_path / "square.mp4", CLIP))
     scaled = [Image.fromarray(frame).resize(size[::-1], Image.Resampling.BILINEAR) for frame in square]
-    video = open_video(file)
-    assert video.size == size and noise(shown(file), np.stack(scaled)) < 2
-    assert video.notes == [
-        f"--video {file}: pixels {aspect} times as wide as high, stored as 64x96 px, "
+    _, source, notes = open_one_video(file)
+    assert source.size == size and noise(shown(file), np.stack(scaled)) < 2
+    assert notes == [
+        f"{file}: pixels {aspect} times as wide as high, stored as 64x96 px, "
         f"shown as {size[1]}x{size[0]} (width x height)"
     ]
 
@@ -106,13 +114,13 @@ def test_pixels_that_are_not_square_are_scaled(tmp_path, aspect, size, ending):
 def test_pixels_are_scaled_before_they_are_turned(tmp_path):
     file = encode(tmp_path / "clip.mp4", CLIP, Fraction(2), (0, 1, -1, 0))
     wide = shown(encode(tmp_path / "wide.mp4", CLIP, Fraction(2)))
-    assert open_video(file).size == (128, 96) and noise(shown(file), DISPLAY["90 degrees"][1](wide)) < 2
+    assert open_one_video(file)[1].size == (128, 96) and noise(shown(file), DISPLAY["90 degrees"][1](wide)) < 2
 
 
 def test_pixels_of_an_absurd_shape_are_refused(tmp_path):
     file = encode(tmp_path / "clip.mp4", np.zeros((2, 288, 16, 3), np.uint8), Fraction(1, 16))
-    with pytest.raises(DataError, match=rf"^--video {file}: frame 1 is 16x4608 px \(width x height\); a side may be"):
-        open_video(file)
+    with pytest.raises(DataError, match=rf"^{file}: frame 1 is 16x4608 px \(width x height\); a side may be"):
+        open_one_video(file)
 
 
 def test_a_file_whose_frame_size_changes_is_refused_by_frame(tmp_path):
@@ -122,32 +130,33 @@ def test_a_file_whose_frame_size_changes_is_refused_by_frame(tmp_path):
         Image.new("RGB", size, "red").save(content, "JPEG")
         with open(file, "ab") as whole:
             whole.write(content.getvalue())
-    with pytest.raises(DataError, match=rf"^--video {file}: frame 5 is 48x64 px, frame 1 is 64x48 px \(width x height"):
-        open_video(file)
+    with pytest.raises(DataError, match=rf"^{file}: frame 5 is 48x64 px, frame 1 is 64x48 px \(width x height"):
+        open_one_video(file)
 
 
 def test_a_file_that_was_cut_off_is_refused_or_said(tmp_path):
     long = CLIP.repeat(8, 0)  # 4 seconds
     for ending in ("mp4", "mkv"):
         whole = encode(tmp_path / f"whole.{ending}", long)
-        assert open_video(whole).notes == []
+        assert open_one_video(whole)[2] == []
         cut = tmp_path / f"cut.{ending}"
         cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
         if ending == "mp4":
-            with pytest.raises(DataError, match=rf"^--video {cut}: cannot be decoded \(.*\)$"):
-                open_video(cut)
+            with pytest.raises(DataError, match=rf"^{cut}: cannot be decoded \(.*\)$"):
+                open_one_video(cut)
         else:
-            video = open_video(cut)
-            assert 10 < video.num_frames < 40 and len(video.read([1, video.num_frames])) == 2
-            assert video.notes[0].endswith(" s of 4.0 s by the file's header; is it cut off?")
+            video, source, notes = open_one_video(cut)
+            assert 10 < video.num_frames < 40 and len(source.frames(video, [1, video.num_frames])) == 2
+            assert notes[0].endswith(" s of 4.0 s by the file's header; is it cut off?")
 
 
 def test_a_file_that_changes_between_counting_and_reading_is_an_error(tmp_path):
     file = encode(tmp_path / "clip.mp4", CLIP)
-    video = open_video(file)
+    video, source, _ = open_one_video(file)
     encode(file, CLIP[:3])
-    with pytest.raises(DataError, match=rf"^--video {file}: holds fewer frames than at first; was the file changed\?$"):
-        video.read([1, 6])
+    assert error_of(video, source, 6) == f"{file}: holds fewer frames than at first; was the file changed?"
+    encode(file, CLIP[:, :48])
+    assert error_of(video, source, 6).startswith(f"{file}: frame 6 is 64x48 px, frame 1 is 64x96 px (width x height)")
 
 
 def test_a_title_that_is_not_utf8_does_not_matter(tmp_path):
@@ -155,7 +164,7 @@ def test_a_title_that_is_not_utf8_does_not_matter(tmp_path):
     content = file.read_bytes()
     assert content.count(b"Lavf") >= 2  # the names of the writing library
     file.write_bytes(content.replace(b"Lavf", b"\xff\xfe\xfdf"))
-    assert open_video(file).num_frames == 6
+    assert open_one_video(file)[0].num_frames == 6
 
 
 def grey_folder(folder: Path, names: list[str], size: tuple[int, int] = (40, 30)) -> Path:
@@ -178,11 +187,11 @@ def grey_folder(folder: Path, names: list[str], size: tuple[int, int] = (40, 30)
     ],
 )
 def test_a_folders_frames_are_in_natural_order(tmp_path, names):
-    video = open_video(grey_folder(tmp_path / "clip", names))
-    assert (video.num_frames, video.size) == (len(names), (30, 40))
+    video, source, _ = open_one_video(grey_folder(tmp_path / "clip", names))
+    assert (video.num_frames, source.size) == (len(names), (30, 40))
     order = list(range(1, len(names) + 1))
-    assert [image.getpixel((0, 0))[0] // 10 for image in video.read(order)] == [k - 1 for k in order]
-    assert [image.getpixel((0, 0))[0] // 10 for image in video.read([2, 1, 2])] == [1, 0, 1]
+    assert [image.getpixel((0, 0))[0] // 10 for image in source.frames(video, order)] == [k - 1 for k in order]
+    assert [image.getpixel((0, 0))[0] // 10 for image in source.frames(video, [2, 1, 2])] == [1, 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -198,13 +207,13 @@ def test_a_folders_frames_are_in_natural_order(tmp_path, names):
 )
 def test_a_gap_in_the_numbers_is_said_in_one_line(tmp_path, numbers, said):
     folder = grey_folder(tmp_path / "clip", [f"img_{number}.png" for number in numbers])
-    assert open_video(folder).notes == ([] if said is None else [f"--video {folder}: {said}"])
+    assert open_one_video(folder)[2] == ([] if said is None else [f"{folder}: {said}"])
 
 
 def test_gaps_are_those_of_names_alike(tmp_path):
     names = ["a1.png", "a2.png", "b8.png", "b11.png", "cover.png"]
     folder = grey_folder(tmp_path / "clip", names)
-    assert open_video(folder).notes == [f"--video {folder}: frames 9 to 10 before b11.png are missing"]
+    assert open_one_video(folder)[2] == [f"{folder}: frames 9 to 10 before b11.png are missing"]
 
 
 @pytest.mark.parametrize(
@@ -213,20 +222,20 @@ def test_gaps_are_those_of_names_alike(tmp_path):
 )
 def test_two_files_for_one_number_are_an_error_that_names_both(tmp_path, first, second, number):
     folder = grey_folder(tmp_path / "clip", ["0.png", first, second, "9.png"])
-    with pytest.raises(DataError, match=rf"^--video {folder}: .* are both frame {number}; leave one of them$") as error:
-        open_video(folder)
+    with pytest.raises(DataError, match=rf"^{folder}: .* are both frame {number}; leave one of them$") as error:
+        open_one_video(folder)
     assert first in str(error.value) and second in str(error.value)
 
 
 def test_a_folders_frames_have_one_size(tmp_path):
     folder = grey_folder(tmp_path / "clip", [f"{k}.png" for k in range(1, 7)])
     Image.new("RGB", (60, 30)).save(folder / "4.png")
-    video = open_video(folder)
-    with pytest.raises(DataError, match=rf"^--video {folder}: 4.png is 60x30 px, 1.png is 40x30 px \(width x height"):
-        video.read([3, 4, 5])
-    with pytest.raises(DataError, match="4.png is 60x30 px, 1.png is 40x30 px"):
-        video.read([4])  # alone, it is not the size that was said
-    assert len(video.read([3, 5])) == 2
+    video, source, _ = open_one_video(folder)
+    for numbers in ([3, 4, 5], [4]):  # the fourth frame alone is not of the size that was announced either
+        with pytest.raises(DataError, match=r"^4.png is 60x30 px, 1.png is 40x30 px \(width x height"):
+            source.frames(video, numbers)
+    assert error_of(video, source, 4).startswith(f"{folder}: 4.png is 60x30 px, 1.png is 40x30 px (width x height)")
+    assert len(source.frames(video, [3, 5])) == 2
 
 
 def test_a_folders_images_are_read_as_a_datasets_are(tmp_path):
@@ -236,32 +245,42 @@ def test_a_folders_images_are_read_as_a_datasets_are(tmp_path):
     folder = grey_folder(tmp_path / "clip", [])
     for k in range(1, 4):
         stored.save(folder / f"{k}.png", exif=exif)
-    video = open_video(folder)
-    assert video.size == (64, 96)
-    np.testing.assert_array_equal(video.read([2])[0], DISPLAY["90 degrees"][1](CLIP[:1])[0])
+    video, source, _ = open_one_video(folder)
+    assert source.size == (64, 96)
+    np.testing.assert_array_equal(source.frames(video, [2])[0], DISPLAY["90 degrees"][1](CLIP[:1])[0])
     Image.fromarray(CLIP[0, ..., 0].astype(np.uint16) * 200).save(folder / "2.png")
-    with pytest.raises(DataError, match=rf"^--video {folder}: {folder}/2.png has 16 bits a channel"):
-        video.read([2])
+    assert error_of(video, source, 2).startswith(f"{folder}: {folder}/2.png has 16 bits a channel")
     (folder / "3.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=rf"^--video {folder}: {folder}/3.png is not a readable image \("):
-        video.read([3])
+    assert error_of(video, source, 3).startswith(f"{folder}: {folder}/3.png is not a readable image (")
 
 
 def test_the_size_costs_no_more_decoding(tmp_path, monkeypatch):
-    """A file is decoded once to count, whose pixels nobody converts, and once to pick; a folder opens one image."""
+    """A file is decoded once to count its frames, without a conversion of pixels, and once to read some of them.
+
+    Of a folder, one image is opened to know the size.
+    """
     opened, converted = [], []
-    to_image = one_video._show
+    to_image = video_file._show
     monkeypatch.setattr(av, "open", lambda *a, _open=av.open, **b: opened.append(a) or _open(*a, **b))
-    monkeypatch.setattr(one_video, "_show", lambda *a: converted.append(a) or to_image(*a))
-    video = open_video(encode(tmp_path / "clip.mp4", CLIP))
-    assert video.size == (96, 64) and len(opened) == 2 and not converted  # one of the two wrote the file
-    video.read([2, 4, 2])
+    monkeypatch.setattr(video_file, "_show", lambda *a: converted.append(a) or to_image(*a))
+    video, source, _ = open_one_video(encode(tmp_path / "clip.mp4", CLIP))
+    assert source.size == (96, 64) and len(opened) == 2 and not converted  # one of the two wrote the file
+    source.frames(video, [2, 4, 2])
     assert len(opened) == 3 and len(converted) == 2
     images = []
     monkeypatch.setattr(
         one_video, "open_image", lambda file, _open=one_video.open_image: images.append(file) or _open(file)
     )
-    video = open_video(grey_folder(tmp_path / "folder", [f"{k}.png" for k in range(5)]))
-    assert video.size == (30, 40) and len(images) == 1
-    video.read([2, 4, 2])
+    video, source, _ = open_one_video(grey_folder(tmp_path / "folder", [f"{k}.png" for k in range(5)]))
+    assert source.size == (30, 40) and len(images) == 1
+    source.frames(video, [2, 4, 2])
     assert len(images) == 3
+
+
+def test_a_video_has_no_flow(tmp_path):
+    for path in (encode(tmp_path / "clip.mp4", CLIP), grey_folder(tmp_path / "clip", ["1.png"])):
+        video, source, _ = open_one_video(path)
+        with pytest.raises(
+            DataError, match=r"^modality Flow reads optical flow, which this source \(.*\) does not hold"
+        ):
+            EvalDataset([video], source, 2, None, 30, 30, "spread", modality=Modality("Flow"))

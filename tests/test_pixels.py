@@ -1,4 +1,4 @@
-"""Images of any make: shown as a viewer shows them, or refused by name; never constant, turned or black."""
+"""Images of all formats are read as a viewer shows them, or refused by name; none becomes constant, turned or black."""
 
 import io
 import struct
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import DataError, EvalDataset, Modality, TrainDataset, decode, transforms
+from data import DataError, EvalDataset, FrameFolder, Modality, TrainDataset, image_file, transforms
 from data.modality import RGB
 from data.video_list import Video
 
@@ -29,7 +29,7 @@ def video(folder, images: dict[str, object]) -> Video:
 
 def read(folder, images: dict[str, object], image_tmpl: str = "{}.png", modality: Modality = RGB) -> list[np.ndarray]:
     made = video(folder, images)
-    return [np.asarray(image) for image in modality.read(made, [1], str(folder), image_tmpl)]
+    return [np.asarray(image) for image in modality.read(made, [1], FrameFolder(folder, image_tmpl))]
 
 
 def png_of_16_bits(values: np.ndarray, colour_type: int) -> bytes:
@@ -71,7 +71,7 @@ def test_images_of_more_than_8_bits_are_refused_by_name(tmp_path, make):
         (FLOW, "{}.png", "1.png"),
         (FLOW, "{}_{}.png", "x_1.png"),
     ):
-        with pytest.raises(DataError, match=rf"^list.txt:7: \S*/{name} has {bits} a channel .* convert it to 8 bits$"):
+        with pytest.raises(DataError, match=rf"^/\S*/{name} has {bits} a channel .* convert it to 8 bits$"):
             read(tmp_path, {name: content}, image_tmpl, modality)
 
 
@@ -144,28 +144,28 @@ def test_turned_flow_is_refused_by_name(tmp_path, form):
         for image_tmpl, image in (("{}.png", PIXELS), ("{}_{}.png", GREY)):
             name = image_tmpl.format("x", 1) if "_" in image_tmpl else "1.png"
             content = saved(Image.fromarray(image), form, orientation)
-            with pytest.raises(DataError, match=rf"^list.txt:7: \S*/{name} is flow with an EXIF orientation.*remove"):
+            with pytest.raises(DataError, match=rf"^/\S*/{name} is flow with an EXIF orientation.*remove"):
                 read(tmp_path, {name: content}, image_tmpl, FLOW)
     assert len(read(tmp_path, {"1.png": saved(Image.fromarray(PIXELS), form, 1)}, modality=FLOW)) == 2
 
 
-def sets(folder, made: Video, modality: Modality = RGB, image_tmpl: str = "{}.png") -> list:
-    """The video as training and as testing see it, all its frames."""
-    eval_settings = {"resize": None, "crop_size": 30, "input_size": 24, "short_videos": "spread"}
-    train_settings = {"resize": None, "input_size": 24, "flip": "none", "mirror_pairs": {}}
-    n = made.num_frames
-    return [
-        EvalDataset([made], str(folder), image_tmpl, n, **eval_settings, modality=modality),
-        TrainDataset([made], str(folder), image_tmpl, n, **train_settings, modality=modality),
-    ]
+def train_set(folder, made: Video) -> TrainDataset:
+    settings = {"resize": None, "input_size": 24, "flip": "none", "mirror_pairs": {}}
+    return TrainDataset([made], FrameFolder(folder, "{}.png"), made.num_frames, **settings)
+
+
+def items(folder, made: Video) -> list:
+    """The video as testing and as training see it, all its frames."""
+    settings = {"resize": None, "crop_size": 30, "input_size": 24, "short_videos": "spread"}
+    test_set = EvalDataset([made], FrameFolder(folder, "{}.png"), made.num_frames, **settings)
+    return [test_set[0], train_set(folder, made)[0, 0]]
 
 
 @pytest.mark.parametrize("size", [(60, 30), (20, 20), (30, 40)])
 def test_a_frame_of_another_size_than_the_others_is_refused_by_name(tmp_path, size):
     """One crop for all would reach past the smaller ones, which trains on black."""
     frames = {f"{k}.png": Image.new("RGB", size if k == 1 else (40, 30), "white") for k in range(1, 5)}
-    for data in sets(tmp_path, video(tmp_path, frames)):
-        error = data[0]
+    for error in items(tmp_path, video(tmp_path, frames)):
         assert isinstance(error, DataError), "the frame was taken"
         expected = f"list.txt:7: {tmp_path}/1.png is {size[0]}x{size[1]} px, {tmp_path}/2.png is 40x30 px (width x "
         assert str(error).startswith(expected) and "\n" not in str(error)
@@ -173,39 +173,38 @@ def test_a_frame_of_another_size_than_the_others_is_refused_by_name(tmp_path, si
 
 def test_x_and_y_of_flow_have_one_size(tmp_path):
     made = video(tmp_path, {"x_1.png": Image.new("L", (40, 30)), "y_1.png": Image.new("L", (40, 32))})
-    with pytest.raises(DataError, match=r"list.txt:7: /.*/y_1.png is 40x32 px, /.*/x_1.png is 40x30 px"):
-        FLOW.read(made, [1], str(tmp_path), "{}_{}.png")
+    with pytest.raises(DataError, match=r"^/.*/y_1.png is 40x32 px, /.*/x_1.png is 40x30 px"):
+        FLOW.read(made, [1], FrameFolder(tmp_path, "{}_{}.png"))
 
 
 @pytest.mark.parametrize("size", [(1000, 1), (1, 1000), (7, 7), (7, 40), (8, 8 * 256 + 1)])
 def test_frames_too_small_or_too_narrow_for_crops_are_refused_by_name(tmp_path, size):
     """1000 x 1 px trained as black, and would be 256,000 x 256 px after a resize."""
-    for data in sets(tmp_path, video(tmp_path, {"1.png": Image.new("RGB", size, "white")})):
-        error = data[0]
+    for error in items(tmp_path, video(tmp_path, {"1.png": Image.new("RGB", size, "white")})):
         assert isinstance(error, DataError), "the frame was taken"
         assert str(error).startswith(f"list.txt:7: {tmp_path}/1.png is {size[0]}x{size[1]} px (width x height); ")
         assert "\n" not in str(error)
 
 
 def test_every_training_crop_of_the_smallest_frame_is_white(tmp_path):
-    side = decode.MIN_SIDE
-    _, data = sets(tmp_path, video(tmp_path, {"1.png": Image.new("RGB", (side, side), "white")}))
-    for data.epoch in range(50):
-        assert data[0][0].min() == 255
+    side = image_file.MIN_SIDE
+    data = train_set(tmp_path, video(tmp_path, {"1.png": Image.new("RGB", (side, side), "white")}))
+    for epoch in range(50):
+        assert data[epoch, 0][0].min() == 255
     assert len(set(transforms.crop_sizes(side, side, 24))) == 10  # of four different sides
     assert len(set(transforms.crop_sizes(4, 4, 24))) < 10
 
 
 @pytest.mark.parametrize("content", [b"no image", b""])
 def test_bytes_that_make_pillow_raise_what_they_like_are_errors_of_one_line(tmp_path, content, monkeypatch):
-    with pytest.raises(DataError, match=r"list.txt:7: \S*1.png is not a readable image \(.*\); extract it again$"):
+    with pytest.raises(DataError, match=r"^/\S*1.png is not a readable image \(.*\); extract it again$"):
         read(tmp_path, {"1.png": content})
     for error in (KeyError("mode"), RuntimeError("two\nlines"), MemoryError()):
 
         def broken(_, error=error):
             raise error
 
-        monkeypatch.setattr(decode.Image, "open", broken)
+        monkeypatch.setattr(image_file.Image, "open", broken)
         with pytest.raises(DataError, match=r"^[^\n]*1.png is not a readable image \([^\n]+\); extract it again$"):
             read(tmp_path, {"1.png": content})
         monkeypatch.undo()

@@ -11,10 +11,10 @@ from toy_run import make_dataset, quick_flags, run, run_inside
 
 from data import EvalDataset, TrainDataset, load_dataset_config, read_list
 from data.transforms import normalise
-from engine.log import read_log
+from engine.log_lines import read_log
 from models import build_model, load_weights
 
-# Of two classes every video has its own among the first five.
+# Prec@5 of two classes is not defined.
 EPOCH_LINE = re.compile(
     r"\[\d\d/\d\d \d\d:\d\d:\d\d\]\[INFO\] main\.py: +\d+: Epoch: \[\d+\]\[\d+/\d+\], lr: \d\.\d{5}\t"
     r"Time \d+\.\d{3} \(\d+\.\d{3}\)\tData \d+\.\d{3} \(\d+\.\d{3}\)\tLoss \d+\.\d{4} \(\d+\.\d{4}\)\t"
@@ -70,37 +70,6 @@ def test_log_lines_have_the_published_form(trained):
     assert {"lr", "loss", "top1", "top5", "val_top1", "val_top5", "val_loss", "class_accuracy"} <= set(rows[1])
 
 
-def test_published_logs_are_read(tmp_path):
-    stamp = "2021-05-22 17:20:40 "
-    file = tmp_path / "RSA.log"
-    file.write_text(
-        f"{stamp}[05/22 17:20:39][INFO] main.py: 634: Epoch: [0][0/1345], lr: 0.00402\tTime 86.916 (86.916)\t"
-        "Data 44.188 (44.188)\tLoss 5.3249 (5.3249)\tPrec@1 0.000 (0.000)\tPrec@5 3.125 (3.125)\t"
-        "Speed 1.498 V/s (1.4979) V/s\n"
-        f"{stamp}clipping gradient: 123.4 with coef 0.8\n"
-        f"{stamp}[05/22 18:15:00][INFO] main.py: 634: Epoch: [0][1340/1345], lr: 0.00402\tTime 1.5 (2.4)\t"
-        "Data 0.008 (0.1)\tLoss 4.8 (4.9590)\tPrec@1 4.688 (3.500)\tPrec@5 9.375 (11.250)\tSpeed 43.1 V/s (43.2) V/s\n"
-        f"{stamp}[05/22 18:15:09][INFO] main.py: 713: Val: [0/181]\tTime 23.554 (23.5539)\tLoss 4.6837 (4.6837)\t"
-        "Prec@1 6.250 (6.250)\tPrec@5 20.312 (20.312)\n"
-        f"{stamp}[05/22 18:21:56][INFO] main.py: 731: Validation Results: Prec@1 3.594 Prec@5 13.906 Loss 4.90083 "
-        "Time 2.3852 Speed 207.5014 V/s\n"
-        f"{stamp}[05/22 18:21:56][INFO] main.py: 741: Class Accuracy 3.22%\n"
-    )
-    assert read_log(file) == [
-        {
-            "epoch": 0,
-            "lr": 0.00402,
-            "loss": 4.959,
-            "top1": 3.5,
-            "top5": 11.25,
-            "val_top1": 3.594,
-            "val_top5": 13.906,
-            "val_loss": 4.90083,
-            "class_accuracy": 3.22,
-        }
-    ]
-
-
 def results(output: str) -> list[str]:
     return [match[1] for match in RESULT_LINE.finditer(output)]
 
@@ -111,7 +80,7 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(trained):
     again = run_inside("main.py", dataset, "tsm_tiny", "--run", "first", *flags, cwd=folder)
     assert again.returncode == 1 and "run first exists" in again.stdout and "--resume auto" in again.stdout
 
-    # The second epoch again, from the first's checkpoint, in a run of its own.
+    # The second epoch again, in another run that starts from the checkpoint of the first epoch.
     first = folder / "net_runs" / "first" / "resnet_rgb_epoch_1_checkpoint.pth.tar"
     resumed = run("main.py", dataset, "tsm_tiny", "--run", "resumed", "--resume", first, *flags, cwd=folder)
     assert results(resumed.stdout) == results(output)[1:], resumed.stdout
@@ -133,7 +102,7 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(trained):
 def test_every_epoch_shuffles_and_draws_anew(tmp_path, monkeypatch):
     seen = []
     draw = TrainDataset.__getitem__
-    monkeypatch.setattr(TrainDataset, "__getitem__", lambda self, i: seen.append((self.epoch, i)) or draw(self, i))
+    monkeypatch.setattr(TrainDataset, "__getitem__", lambda self, place: seen.append(place) or draw(self, place))
     result = run_inside("main.py", make_dataset(tmp_path), "tsn_tiny", "--run", "order", *quick_flags(), cwd=tmp_path)
     assert result.returncode == 0, result.stdout
     first, second = ([i for epoch, i in seen if epoch == e] for e in (0, 1))
@@ -157,7 +126,7 @@ def test_a_resumed_run_does_what_its_flags_say_and_says_so(trained):
 
 
 def test_a_run_that_never_hits_still_leaves_a_best_checkpoint(tmp_path):
-    """Every validation video has a label that training never shows, and the training has no time to err towards it."""
+    """The validation videos have a label that no training video has, so that Prec@1 is 0."""
     dataset = make_dataset(tmp_path)
     lines = (tmp_path / "train.txt").read_text().splitlines()
     (tmp_path / "train.txt").write_text("\n".join(line for line in lines if line.endswith("0")))
@@ -175,7 +144,7 @@ def test_an_error_under_torchrun_is_one_line(tmp_path):
     result = run("main.py", dataset, "tsn_tiny", "--run", "bad", *quick_flags(), cwd=tmp_path, processes=2, fresh=True)
     assert result.returncode != 0 and result.stdout.count("error: ") == 1, result.stdout
     assert "train.txt:8: label 9 is not below num_classes 2" in result.stdout
-    assert 'main.py", line' not in result.stdout  # no process of ours leaves a traceback
+    assert 'main.py", line' not in result.stdout  # none of our processes prints a traceback
     test = ["test_models.py", dataset, "--weights", "nowhere.pth", "--device", "cpu"]
     result = run(*test, cwd=tmp_path, processes=2)
     assert result.returncode != 0 and result.stdout.count("error: nowhere.pth: no such weight file") == 1
@@ -207,11 +176,11 @@ def test_views_scores_and_ensembles(trained):
 
 
 def check_views(folder, dataset, weights, scores):
-    """3x2 scores are the mean of the logits of six views, each by the model alone."""
+    """The scores of 3x2 views are the mean of six logits, which the model gives for one view at a time."""
     config = load_dataset_config(str(dataset))
     videos = read_list(config.val_list, 2)
     views = {"resize": 64, "crop_size": 56, "input_size": 48, "short_videos": "spread", "num_crops": 3, "num_clips": 2}
-    test_set = EvalDataset(videos, config.root, config.image_tmpl, 4, **views)
+    test_set = EvalDataset(videos, config.open_source(), 4, **views)
     model = build_model("tsm_tiny", 2, 4).eval()
     load_weights(model, folder / weights)
     for i in range(len(videos)):
@@ -222,7 +191,7 @@ def check_views(folder, dataset, weights, scores):
 
 
 def test_scores_are_the_model_on_these_frames(trained):
-    """One view by hand: frames, normalisation, model; no part of data/ or engine/."""
+    """One view computed by hand: frames, normalisation, model; without data/ and engine/."""
     folder, dataset, _ = trained
     weights = folder / "net_runs" / "first" / BEST
     flags = ["--weights", weights, "--device", "cpu", "--scores", "s.npz"]
@@ -242,7 +211,7 @@ def test_scores_are_the_model_on_these_frames(trained):
 
 
 def test_processes_share_validation_and_test_exactly(trained):
-    """Seven videos on three processes: every video once, the same scores and the same metric."""
+    """Seven videos on three processes: each video is scored once, and scores and accuracy are the same."""
     folder, dataset, _ = trained
     lines = (folder / "val.txt").read_text().splitlines()[:7]
     (folder / "seven.txt").write_text("\n".join(lines))
@@ -289,7 +258,7 @@ def test_dataset_errors_are_one_line(trained, tmp_path, program, change, message
         lines[2] = "only-a-path"
     elif change == "folder":
         lines[2] = "train/gone 24 0"
-    else:  # one frame, so that every rule reads it
+    else:  # a video of one frame, so that every sampling rule reads it
         lines[2] = "train/video 2 1 0"
         (tmp_path / "frames/train/video 2/00001.jpg").write_bytes(b"\xff\xd8 no jpeg")
     (tmp_path / "train.txt").write_text("\n".join(lines))

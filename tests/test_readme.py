@@ -18,7 +18,7 @@ import yaml
 from toy_run import NAMES, ROOT, make_dataset, quick_flags, run
 
 from engine.config import KEYS
-from engine.log import read_log
+from engine.log_lines import read_log
 from models import build_model
 
 README = (ROOT / "README.md").read_text()
@@ -38,7 +38,8 @@ def commands() -> list[str]:
 def workplace(tmp_path_factory):
     """A checkout with its own data. The 'something' sets have 174 classes, but videos of only two."""
     folder = tmp_path_factory.mktemp("checkout")
-    for name in ("ops", "models", "engine", "data", "scripts", "figs", "logs", "benchmarks", "tests"):
+    rooms = ("ops", "models", "data", "engine", "reports", "scripts", "figs", "logs", "benchmarks", "tests")
+    for name in rooms:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("toy_something", "__pycache__"))
     for name in ("main.py", "test_models.py", "hubconf.py"):
         shutil.copy(ROOT / name, folder)

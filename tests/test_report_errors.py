@@ -1,4 +1,4 @@
-"""What a report cannot be made of is one line with the value and the remedy, and exit status 1."""
+"""If a report is not possible, the error is one line with the value and the remedy, and the exit status is 1."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import pytest
 from score_files import error_line, random_arrays, report, write
 from toy_run import ROOT
 
-from engine.reports import ScoresError, read_scores
+from reports.scores import ScoresError, read_scores
 
 
 def but(name: str, index: object, value: object) -> dict:
@@ -84,7 +84,7 @@ def test_bad_files(tmp_path):
 
 
 def test_other_videos(tmp_path):
-    """Neither a comparison nor actions can be made of files of different videos."""
+    """A comparison needs two files of the same videos, and so do actions."""
     arrays = of()
     write(tmp_path / "a.npz", arrays)
     cases = {
@@ -101,7 +101,7 @@ def test_other_videos(tmp_path):
 
 
 def test_other_labels(tmp_path):
-    """They are expected of a verb and a noun, and wrong in a comparison."""
+    """A verb file and a noun file have different labels; the files of a comparison must not."""
     labels = np.array([0, 1, 2, 0, 1, 2])
     write(tmp_path / "a.npz", of(labels=labels))
     cases = {

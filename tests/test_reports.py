@@ -1,4 +1,4 @@
-"""Reports from score files: each number against a plain loop or a table made by hand, the files, the pictures."""
+"""Reports from score files: the numbers against plain loops or tables made by hand; the files; the pictures."""
 
 import math
 import sys
@@ -12,9 +12,9 @@ import yaml
 from PIL import Image
 from score_files import error_line, random_arrays, report, rows, write
 
-from engine import reports
-from engine.reports import Scores, read_scores
-from scripts.report_pictures import draw_confusion
+from reports import statistics
+from reports.pictures import draw_confusion
+from reports.scores import ARRAYS, Scores, ScoresError, check_writable, read_scores, softmax, write_scores
 
 NAMES = ["Pushing", "Pulling, slowly", "Ärger $x{$", "Spinning", "Dropping", "Lifting", "Closing"]
 
@@ -24,7 +24,7 @@ def loaded(arrays: dict, folder: Path) -> Scores:
 
 
 def order(row: np.ndarray) -> list[int]:
-    """Labels by falling score, the lower label first where scores are equal."""
+    """Labels from the highest score to the lowest, the lower label first if scores are equal."""
     return sorted(range(len(row)), key=lambda label: (-row[label], label))
 
 
@@ -59,9 +59,9 @@ def test_accuracy_by_class(tmp_path):
 
 
 def test_class_never_mistaken_names_no_other_class():
-    results = reports.class_results(np.eye(3, dtype=np.float32), np.array([0, 1, 1]))
+    results = statistics.class_results(np.eye(3, dtype=np.float32), np.array([0, 1, 1]))
     assert [(r.videos, r.top1, r.top5, r.taken_for, r.times) for r in results] == [
-        (1, 100, None, None, 0),  # of three classes Top-5 is not defined
+        (1, 100, None, None, 0),  # Top-5 of three classes is not defined
         (2, 50, None, 2, 1),
         (0, None, None, None, 0),
     ]
@@ -72,11 +72,11 @@ def test_confusion_and_pairs(tmp_path):
     taken = [(0, 2)] * 5 + [(2, 0)] * 3 + [(1, 3)] * 7 + [(3, 4)] + [(4, 3)] + [(0, 1)] * 2 + [(5, 5)] * 20
     labels = np.array([truth for truth, _ in taken])
     predictions = np.array([prediction for _, prediction in taken])
-    confusion = reports.confusion_matrix(labels, predictions, 7)
+    confusion = statistics.confusion_matrix(labels, predictions, 7)
     assert confusion.tolist() == [[taken.count((i, j)) for j in range(7)] for i in range(7)]
     pairs = [(0, 2, 5, 3), (1, 3, 7, 0), (0, 1, 2, 0), (3, 4, 1, 1)]
-    assert reports.confused_pairs(confusion) == pairs and reports.confused_pairs(confusion, 2) == pairs[:2]
-    shares = reports.row_shares(confusion)
+    assert statistics.confused_pairs(confusion) == pairs and statistics.confused_pairs(confusion, 2) == pairs[:2]
+    shares = statistics.row_shares(confusion)
     assert shares[0].tolist() == [0, 2 / 7, 5 / 7, 0, 0, 0, 0] and np.isnan(shares[6]).all()
 
     scores = np.eye(7, dtype=np.float32)[predictions]
@@ -92,13 +92,13 @@ def test_at_most_ten_pairs_are_printed(tmp_path):
 
 
 def test_calibration_of_hand_made_bins():
-    """Confidences 0.2 (the upper edge of the third bin), 0.21, 0.25 and 1: the third, fourth and last bins."""
+    """The confidences 0.2 (upper edge of the third bin), 0.21, 0.25 and 1 are in the third, fourth and last bins."""
     confidences, right = [0.2, 0.21, 0.25, 1.0, 1.0], [True, False, True, True, False]
     probabilities = np.full((5, 9), 0.0)
     for row, confidence in zip(probabilities, confidences, strict=True):
         row[:] = (1 - confidence) / 8
         row[4] = confidence
-    bins = reports.calibration(probabilities, np.where(right, 4, 0))
+    bins = statistics.calibration(probabilities, np.where(right, 4, 0))
     assert bins.videos.tolist() == [0, 0, 1, 2] + [0] * 10 + [2]
     assert bins.accuracy[[2, 3, 14]].tolist() == [1, 0.5, 0.5] and np.isnan(bins.accuracy[0])
     assert np.allclose(bins.confidence[[2, 3, 14]], [0.2, 0.23, 1.0])
@@ -124,25 +124,26 @@ def test_calibration(tmp_path, average):
 
 
 def test_softmax_of_large_logits():
-    assert np.allclose(reports.softmax(np.array([[1000, 1000, 0], [-1000, -1001, -5000]], np.float32)), [
+    assert np.allclose(softmax(np.array([[1000, 1000, 0], [-1000, -1001, -5000]], np.float32)), [
         [0.5, 0.5, 0],
         [1 / (1 + math.exp(-1)), 1 / (1 + math.exp(1)), 0],
     ])  # fmt: skip
 
 
 def test_mcnemar():
-    assert reports.mcnemar(10, 2) == reports.mcnemar(2, 10) == 2 * (1 + 12 + 66) / 4096  # 0.03857
-    assert reports.mcnemar(0, 0) == reports.mcnemar(5, 5) == reports.mcnemar(4, 5) == 1
-    assert reports.mcnemar(0, 6) == 2 / 64
+    assert statistics.mcnemar(10, 2) == statistics.mcnemar(2, 10) == 2 * (1 + 12 + 66) / 4096  # 0.03857
+    assert statistics.mcnemar(0, 0) == statistics.mcnemar(5, 5) == statistics.mcnemar(4, 5) == 1
+    assert statistics.mcnemar(0, 6) == 2 / 64
     for a, b in ((3, 9), (40, 61), (600, 700)):
         tail = sum(math.comb(a + b, i) for i in range(a + 1))
-        assert reports.mcnemar(a, b) == float(Fraction(2 * tail, 2 ** (a + b)))
-    assert reports.mcnemar(3000, 3200) == pytest.approx(0.0115, rel=0.01)  # the normal curve with continuity correction
-    assert reports.mcnemar(0, 2000) == 0
+        assert statistics.mcnemar(a, b) == float(Fraction(2 * tail, 2 ** (a + b)))
+    # By the normal curve with continuity correction.
+    assert statistics.mcnemar(3000, 3200) == pytest.approx(0.0115, rel=0.01)
+    assert statistics.mcnemar(0, 2000) == 0
 
 
 def test_comparison(tmp_path):
-    """Twelve discordant videos, ten of them right by a alone, of 30; three are wrong in both, two of these changed."""
+    """Only a is right for 10 of 30 videos, only b for 2, neither for 3; 2 of these 3 have different predictions."""
     labels = np.array([0, 1, 2] * 10)
     a, b = labels.copy(), labels.copy()
     b[:10] = (labels[:10] + 1) % 3
@@ -164,7 +165,7 @@ def test_comparison(tmp_path):
         shown = [label for x in (labels[i], a[i], b[i]) for label in (str(x), NAMES[x])]
         assert list(row.values()) == [f"v {i}", *shown, words[i]]
     assert len(changed) == 14
-    assert rows(tmp_path / "folder" / "a" / "classes.csv")[1]["name"] == NAMES[1]  # b's names hold for both
+    assert rows(tmp_path / "folder" / "a" / "classes.csv")[1]["name"] == NAMES[1]  # b's names serve both
     assert (tmp_path / "folder" / "b" / "confusion.png").is_file()
 
 
@@ -181,10 +182,10 @@ def test_comparison_of_random_files(tmp_path):
         counts[key] += 1
         if first != second:
             changed.append((i, {"only_a": "right->wrong", "only_b": "wrong->right"}.get(key, "other")))
-    result = reports.compare(a, b)
+    result = statistics.compare(a, b)
     assert {key: getattr(result, key) for key in counts} == counts and min(counts.values()) > 0
     assert result.changed == changed
-    assert result.p_value == reports.mcnemar(counts["only_a"], counts["only_b"])
+    assert result.p_value == statistics.mcnemar(counts["only_a"], counts["only_b"])
 
 
 @pytest.mark.parametrize("verbs, nouns, average", [(13, 17, "logits"), (3, 9, "softmax"), (2, 2, "logits")])
@@ -202,7 +203,7 @@ def test_actions(tmp_path, verbs, nouns, average):
         pairs = sorted((-p[v] * q[n] / sum(q) / sum(p), v, n) for v in range(verbs) for n in range(nouns))
         for k in hits:
             hits[k] += (verb["labels"][i], noun["labels"][i]) in [pair[1:] for pair in pairs[:k]]
-    result = reports.action_accuracy(read_scores(tmp_path / "verb.npz"), read_scores(tmp_path / "noun.npz"))
+    result = statistics.action_accuracy(read_scores(tmp_path / "verb.npz"), read_scores(tmp_path / "noun.npz"))
     assert result == {f"top{k}": pytest.approx(100 * hits[k] / 80) for k in hits} and hits[5] > hits[1] > 0
     single = [np.mean([order(r)[0] == x for r, x in zip(f["scores"], f["labels"], strict=True)]) for f in (verb, noun)]
     status, printed = report(tmp_path, "--verb", "verb.npz", "--noun", "noun.npz")
@@ -217,7 +218,7 @@ def test_actions_of_many_segments_stay_small(tmp_path):
     """At EPIC-KITCHENS' sizes, 2,000 x 125 x 352 numbers would be 700 MB."""
     files = [loaded(random_arrays(2000, k), tmp_path) for k in (125, 352)]
     tracemalloc.start()
-    reports.action_accuracy(*files)
+    statistics.action_accuracy(*files)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 50e6
@@ -243,7 +244,7 @@ def dataset_file(folder: Path, names: list[str] | None, num_classes: int) -> Pat
 
 
 def test_class_names(tmp_path):
-    """From the file, from --dataset, or by number; what contradicts is an error."""
+    """Names come from the file, from --dataset, or from the label; a contradiction is an error."""
     out = write(tmp_path / "out.npz", random_arrays(30, 7))
     table = tmp_path / "out_report" / "classes.csv"
     assert report(tmp_path, out)[0] == 0 and rows(table)[6]["name"] == "class 6"
@@ -262,7 +263,7 @@ def test_class_names(tmp_path):
 
 
 def test_pictures_show_every_class(tmp_path):
-    """174 classes, all right but one without videos: 173 dark cells of whole pixels, one grey row, white elsewhere."""
+    """One of 174 classes has no videos, the others are all right: 173 dark cells of whole pixels and one grey row."""
     confusion = 5 * np.eye(174, dtype=np.int64)
     confusion[100, 100] = 0
     draw_confusion(confusion, [f"class {i}" for i in range(174)], "all right", tmp_path / "confusion.png")
@@ -313,3 +314,35 @@ def test_files_are_read_as_they_are(tmp_path):
     full = loaded(arrays | more, tmp_path)
     assert (full.categories, full.protocol, full.member_names) == (NAMES, "a line", ["one"])
     assert full.members.shape == (1, 20, 7) and full.members.dtype == np.float32
+
+
+def test_what_is_written_is_read(tmp_path):
+    """With every array, and with the required ones only. The same scores make the same bytes."""
+    arrays = random_arrays(20, 7)
+    few = Scores(arrays["scores"], arrays["labels"], arrays["paths"].tolist())
+    members = np.stack([arrays["scores"], 2 * arrays["scores"]])
+    more = Scores(few.scores, few.labels, few.paths, "logits", "tsm_r50 8x1x1", NAMES, members, ["one", "two"])
+    for content, names in ((few, ["scores", "labels", "paths", "average"]), (more, list(ARRAYS))):
+        file = tmp_path / "folder" / "out.npz"
+        write_scores(file, content)
+        first = file.read_bytes()
+        write_scores(file, content)
+        assert file.read_bytes() == first and [path.name for path in file.parent.iterdir()] == ["out.npz"]
+        assert np.load(file).files == names
+        found = read_scores(file)
+        assert found.path == str(file)
+        for name in ARRAYS:
+            assert np.array_equal(getattr(found, name), getattr(content, name)), name
+
+
+def test_a_file_that_could_not_be_written_whole_has_no_name(tmp_path):
+    (tmp_path / "out.npz.part").symlink_to("/dev/full")
+    arrays = random_arrays(20, 7)
+    with pytest.raises(ScoresError, match=r"^--scores .*out.npz: cannot be written \(.*No space left"):
+        write_scores(tmp_path / "out.npz", Scores(arrays["scores"], arrays["labels"], arrays["paths"].tolist()))
+    assert not (tmp_path / "out.npz").exists()
+    for path in (tmp_path, tmp_path / "out.npz.part" / "out.npz"):
+        with pytest.raises(ScoresError, match=r"^--scores .*: cannot be written \("):
+            check_writable(path)
+    check_writable(tmp_path / "new" / "out.npz")
+    assert list((tmp_path / "new").iterdir()) == []

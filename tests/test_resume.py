@@ -1,4 +1,4 @@
-"""Accidents: kills, signals, full disks, nodes that come and go."""
+"""Accidents: kills, signals, full disks, and nodes that restart."""
 
 import os
 import re
@@ -38,7 +38,7 @@ def undisturbed(tmp_path_factory):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_finishes_the_step_and_saves(undisturbed, number):
-    """Sent to the whole process group, as Ctrl-C is: the loading workers get it too."""
+    """The whole process group gets the signal, as with Ctrl-C, so the loading processes get it too."""
     run = number.name
     process = start(undisturbed, run, 3, save_every="none", workers=1, print_every=1)
     wait_for(process, "Epoch: [1][0/4]")
@@ -55,7 +55,7 @@ def test_a_signal_finishes_the_step_and_saves(undisturbed, number):
     assert last_result(undisturbed, run) == last_result(undisturbed, "undisturbed")
     a, b = (weights(undisturbed, name, 3) for name in ("undisturbed", run))
     assert all(torch.equal(a[key], b[key]) for key in a)
-    assert progress_of(undisturbed, run) == (3, 0)  # what was saved within epochs is gone
+    assert progress_of(undisturbed, run) == (3, 0)  # checkpoints within epochs are deleted
 
 
 def test_a_signal_during_validation_is_no_loss(undisturbed):
@@ -63,7 +63,7 @@ def test_a_signal_during_validation_is_no_loss(undisturbed):
     wait_for(process, "Val: [0/")
     os.kill(process.pid, signal.SIGTERM)
     output = process.communicate()[0]
-    # It comes during validation or, where that is over already, during the first step of the next epoch.
+    # The signal comes during validation or, if that is already over, during the first step of the next epoch.
     assert process.returncode == EXIT_CODE and progress_of(undisturbed, "val") >= (0, 4), output
     process = start(undisturbed, "val", 3, python=quick_python.executable())
     assert process.wait() == 0 and last_result(undisturbed, "val") == last_result(undisturbed, "undisturbed")
@@ -72,14 +72,14 @@ def test_a_signal_during_validation_is_no_loss(undisturbed):
 def test_two_processes_stop_together(undisturbed):
     process = start(undisturbed, "two", 40, processes=2, save_every="none", print_every=1)
     wait_for(process, "Epoch: [1][0/4]")
-    os.kill(process.pid, signal.SIGTERM)  # to torchrun, which hands it on
+    os.kill(process.pid, signal.SIGTERM)  # to torchrun, which passes it on
     output = process.communicate()[0]
     assert process.returncode != 0 and output.count("stopped, ") >= 1, output
     assert progress_of(undisturbed, "two") >= (1, 1)
 
 
 def test_a_log_of_an_interrupted_epoch_averages_all_of_it(undisturbed):
-    """The averages of an epoch's last line do not depend on the interruption."""
+    """The averages in the last line of an epoch are the same with and without an interruption."""
     lines = (undisturbed / "logs" / "undisturbed.log").read_text()
     killed = (undisturbed / "logs" / "SIGTERM.log").read_text()
     last = re.compile(r"Epoch: \[1\]\[3/4\].*(Loss \S+ \(\S+\)\tPrec@1 \S+ \(\S+\))")
@@ -148,7 +148,7 @@ def test_parts_of_a_killed_writer_are_cleared(tmp_path):
 def agents(
     folder, run: str, nodes: int, epochs: int, restarts: int = 0, python: str = sys.executable
 ) -> list[subprocess.Popen]:
-    """One torchrun agent a node, of one process each, that find each other on the loopback device.
+    """One torchrun agent for each node, each with one process. They connect through the loopback device.
 
     Each writes to a file of its own, not to a pipe: nobody reads the second while waiting for the first.
     """
@@ -160,7 +160,7 @@ def agents(
     command = [python, "-W", "ignore", "-m", "torch.distributed.run", "--nnodes", str(nodes), *rendezvous]
     command += ["--nproc_per_node", "1", "--max_restarts", str(restarts), "--local_addr", "127.0.0.1", "--"]
     command += [str(ROOT / "main.py"), "small.yaml", "tsm_tiny", "--run", run, "--resume", "auto", *flags]
-    # As scripts/launch.sh has it.
+    # As in scripts/launch.sh.
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
@@ -175,7 +175,7 @@ def agents(
 
 
 def finish(folder, run: str, started: list[subprocess.Popen]) -> list[str]:
-    """What the agents of a run that ends well wrote."""
+    """The outputs of the agents of a run, which must end without an error."""
     codes = [agent.wait(timeout=120) for agent in started]
     outputs = [(folder / f"{run}_{node}.txt").read_text() for node in range(len(started))]
     assert codes == [0] * len(started), "\n".join(outputs)
@@ -183,7 +183,7 @@ def finish(folder, run: str, started: list[subprocess.Popen]) -> list[str]:
 
 
 def test_two_nodes_and_a_restart(tmp_path):
-    """Two agents share a run; when a process of one is killed, both restart theirs and the run goes on."""
+    """Two agents share a run. When a process of one agent is killed, both restart theirs, and the run goes on."""
     make_dataset(tmp_path)
     calm = agents(tmp_path, "calm", nodes=2, epochs=3, python=quick_python.executable())
     outputs = finish(tmp_path, "calm", calm)

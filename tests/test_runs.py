@@ -1,4 +1,4 @@
-"""The life of a run: what it leaves behind, what a resumed one keeps, what it survives, what it refuses."""
+"""The life of a run: what it writes, what a resumed run keeps, which errors it survives, and what it refuses."""
 
 import os
 import re
@@ -15,9 +15,9 @@ from kill_and_resume import start, wait_for
 from toy_run import make_dataset, quick_flags, run, run_inside
 
 from engine.config import ConfigError, Range, coerce, load_recipe
-from engine.log import read_log
-from engine.metrics import accuracy
+from engine.log_lines import read_log
 from engine.run_folder import locked, run_folder
+from reports.accuracy import accuracy
 from scripts.steps import kill_all
 
 BEST = "resnet_rgb_model_best.pth.tar"
@@ -25,7 +25,7 @@ BEST = "resnet_rgb_model_best.pth.tar"
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with a dataset, a run of two epochs of two steps, and its checkpoint after the first of them."""
+    """A folder with a dataset, a run of two epochs of two steps each, and its checkpoint after the first epoch."""
     folder = tmp_path_factory.mktemp("trained")
     dataset = make_dataset(folder)
     train(folder, "first", lr=0.04, weight_decay=0.001, image_tmpl="{:05d}.jpg")
@@ -75,9 +75,9 @@ def test_a_broken_validation_frame_is_found_before_the_first_epoch(tmp_path):
 
 
 def test_an_epoch_is_saved_before_its_validation(tmp_path):
-    """A frame that breaks meanwhile costs no epoch: the run goes on with the validation."""
+    """If a frame breaks during training, the epoch is not lost: the resumed run starts with the validation."""
     make_dataset(tmp_path, per_class=8)
-    frames = tmp_path / "frames/val/video 2"  # not one of those that are looked at beforehand
+    frames = tmp_path / "frames/val/video 2"  # not one of those that are checked before training
     kept = {file: file.read_bytes() for file in frames.iterdir()}
     for file in kept:
         file.write_bytes(b"no image")
@@ -111,7 +111,7 @@ def test_scores_that_are_not_finite_are_no_accuracy(trained, video):
 
 
 def test_the_best_checkpoint_of_a_run_is_its_own(trained):
-    """A checkpoint of another run brings its weights, not its record."""
+    """A run that starts from a checkpoint of another run takes its weights, but not its best accuracy."""
     folder, _ = trained
     content = torch.load(folder / "one.pth.tar", weights_only=True)
     torch.save(content | {"best_prec1": 100.0}, folder / "record.pth.tar")
@@ -148,9 +148,26 @@ def test_a_resumed_run_keeps_its_settings_but_for_what_the_command_line_says(tra
     assert settings["flags"]["image_tmpl"] == "{:05d}.jpg" and settings["flags"]["epochs"] == "3"
 
 
+def test_a_checkpoint_with_the_former_names_of_settings_goes_on(trained):
+    """Recipes had ``fc_lr_mult``, ``fc_bias_lr_mult``, ``sda_lr_mult`` before ``lr_mults``. Datasets had no source."""
+    folder, _ = trained
+    content = torch.load(folder / "one.pth.tar", weights_only=True)
+    recipe, dataset = content["config"]["recipe"], content["config"]["dataset"]
+    del recipe["lr_mults"], dataset["source"]
+    recipe |= {"fc_lr_mult": 3.0, "fc_bias_lr_mult": 4.0, "sda_lr_mult": 1.0}
+    torch.save(content, folder / "former.pth.tar")
+    output = train(folder, "goes_on", "--resume", "former.pth.tar", "--fc_bias_lr_mult", "7", epochs=2, lr=0.04)
+    factors = {name: float(factor) for name, factor in re.findall(r"group: (\w+) has .* lr_mult: ([\d.]+),", output)}
+    assert factors == {"weight": 1, "bn": 1, "fc_weight": 3, "fc_bias": 7}
+    changed = "lr_mults: {'fc': 3.0, 'fc_bias': 4.0, 'sda': 1.0} -> {'fc': 3.0, 'fc_bias': 7.0, 'sda': 1.0}"
+    assert re.findall(r"changed since that checkpoint: (.*)", output) == [changed]
+    result = run_inside("test_models.py", "small.yaml", "--weights", "former.pth.tar", "--workers", 0, cwd=folder)
+    assert result.returncode == 0 and "Top-1" in result.stdout, result.stdout
+
+
 def test_places_given_at_the_start_are_kept(tmp_path):
     make_dataset(tmp_path / "elsewhere")
-    (tmp_path / "elsewhere/small.yaml").rename(tmp_path / "small.yaml")  # its folders are not here
+    (tmp_path / "elsewhere/small.yaml").rename(tmp_path / "small.yaml")  # the folders that it names are not here
     places = [
         word
         for key, value in (("root", "frames"), ("train_list", "train.txt"), ("val_list", "val.txt"))
@@ -164,7 +181,7 @@ def test_places_given_at_the_start_are_kept(tmp_path):
 
 
 def test_a_variant_is_kept_and_another_one_wins(monkeypatch):
-    """At the level of recipes: the order is file, kept values, variant, flags."""
+    """Later ones of these override earlier ones: recipe file, kept values, variant, flags."""
     kept = {"lr": 0.5, "dropout": 0.1}
     assert load_recipe("rsanet_r50", "something_v1", None, kept).lr == 0.5
     script = load_recipe("rsanet_r50", "something_v1", "script_v1", kept, lr=0.7)
@@ -221,7 +238,7 @@ def test_a_second_run_of_the_name_is_refused_and_the_first_goes_on(tmp_path):
     assert re.search(rf"error: run mine is being trained by another process \(process {first.pid} on ", output)
     kill_all(first.pid)
     first.communicate()
-    third = start(tmp_path, "mine", 1)  # what was killed left no lock behind
+    third = start(tmp_path, "mine", 1)  # the killed process left no lock
     output = third.communicate(timeout=60)[0]
     assert third.returncode == 0, output
     assert {path.name for path in (tmp_path / "net_runs").iterdir()} == {"mine"}
@@ -256,7 +273,7 @@ def test_a_name_that_leads_elsewhere_is_refused(tmp_path, name):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_bad_training_videos_are_left_out_named_and_counted(tmp_path, processes):
-    """101 videos, one of which is broken; two are more than one in a hundred."""
+    """One broken video of 101 is left out; more than one in a hundred is an error."""
     make_dataset(tmp_path)
     lines = (tmp_path / "train.txt").read_text().splitlines()
     absolute = [f"{tmp_path}/frames/{line}" for line in lines]
@@ -266,7 +283,7 @@ def test_bad_training_videos_are_left_out_named_and_counted(tmp_path, processes)
     command = ["main.py", "small.yaml", "sda_tsm_tiny", "--run", "skip", *flags]
     result = run(*command, cwd=tmp_path, processes=processes)
     assert result.returncode == 0, result.stdout
-    if "left out: train/gone" in result.stdout:  # of 101 videos the order of the epoch leaves one over
+    if "left out: train/gone" in result.stdout:  # an epoch of whole batches does not use all 101 videos
         assert "epoch 0: trained WITHOUT 1 bad videos: train/gone" in result.stdout
     (tmp_path / "train.txt").write_text("\n".join([*many[:60], *(f"train/gone{k} 24 0" for k in range(40))]))
     command[command.index("skip")] = "stop"

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from toy_run import NAMES, make_dataset, quick_flags, run, run_inside
 
-from data import EvalDataset, load_dataset_config, read_list
+from data import EvalDataset, load_dataset_config, open_one_video, read_list
 from data.sampling import FrameOrder
 from data.transforms import normalise
 from engine.config import ConfigError, load_recipe
@@ -22,7 +22,7 @@ BEST = "resnet_rgb_model_best.pth.tar"
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with a dataset and two runs of an epoch, tsm_tiny and tsn_tiny."""
+    """A folder with a dataset and two runs of one epoch, tsm_tiny and tsn_tiny."""
     folder = tmp_path_factory.mktemp("trained")
     dataset = make_dataset(folder)
     for model in ("tsm_tiny", "tsn_tiny"):
@@ -101,7 +101,7 @@ def test_frame_orders():
     shuffled = [FrameOrder("shuffle")(clip, seed) for seed in range(20)]
     assert all(sorted(order) == clip for order in shuffled) and len({tuple(order) for order in shuffled}) > 5
     assert FrameOrder("shuffle")(clip, 3) == shuffled[3]
-    with pytest.raises(ValueError, match="--repeat_frame 5 is not one of the 4 frames"):
+    with pytest.raises(ValueError, match="frame 5 is not one of the 4 frames"):
         FrameOrder("repeat", 5)(clip, 0)
 
 
@@ -119,7 +119,7 @@ def test_orders_reach_the_network(trained, flags, order):
     assert re.search(r"4x1x1 @48 \((frames )?(reversed|shuffled|frame 3 repeated)\), Top-1 ", output)
     config = load_dataset_config(str(dataset))
     views = {"resize": None, "crop_size": 48, "input_size": 48, "short_videos": "spread"}
-    usual = EvalDataset(read_list(config.val_list, 2), config.root, config.image_tmpl, 4, **views)
+    usual = EvalDataset(read_list(config.val_list, 2), config.open_source(), 4, **views)
     model = build_model("tsm_tiny", 2, 4).eval()
     load_weights(model, folder / "net_runs" / "tsm_tiny" / BEST)
     for i in range(len(usual)):
@@ -129,7 +129,7 @@ def test_orders_reach_the_network(trained, flags, order):
 
 
 def test_a_network_without_time_does_not_feel_the_order(trained):
-    """TSN's table has one number for any order of the same frames, to the last digit."""
+    """TSN has exactly the same accuracy for any order of the same frames."""
     output, file = score(trained, "--order_table", weights=f"net_runs/tsn_tiny/{BEST}")
     rows = re.findall(r": (as it is|reversed|shuffled|frame 2 repeated) +(\S+) +(\S+) +(\S+ %|-)", output)
     assert [row[0] for row in rows] == ["as it is", "reversed", "shuffled", "frame 2 repeated"]
@@ -146,7 +146,7 @@ def test_orders_exclude_each_other(trained):
     result = run_inside("test_models.py", dataset, *flags, "--reverse_frames", "--shuffle_frames", cwd=folder)
     assert result.returncode == 1 and "give one of --shuffle_frames" in result.stdout
     result = run_inside("test_models.py", dataset, *flags, "--repeat_frame", 9, cwd=folder)
-    assert result.returncode == 1 and "val.txt:1: --repeat_frame 9 is not one of the 4 frames" in result.stdout
+    assert result.returncode == 1 and "error: --repeat_frame 9 is not one of the 4 frames of a clip" in result.stdout
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -178,7 +178,7 @@ def video_result(folder, *flags: object):
 
 
 def test_one_video_as_a_folder(trained):
-    """The probabilities are those of the test's scores, under the names that the checkpoint holds."""
+    """The probabilities are those of the test's scores, and the names those of the checkpoint."""
     folder, _ = trained
     scores = torch.from_numpy(score(trained, "--views", "1x2")[1]["scores"])
     result = video_result(folder, "--video", folder / "frames" / "val" / "video 3", "--views", "1x2")
@@ -201,11 +201,9 @@ def test_one_video_as_a_file(trained, tmp_path):
             image = np.full((48, 48, 3), 10 * k, np.uint8) + rng.integers(0, 5, (48, 48, 3), dtype=np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
-    from data.one_video import open_video
-
-    video = open_video(file)
-    frames = video.read([1, 20, 7, 7])
-    assert (video.num_frames, video.size, video.notes) == (20, (48, 48), [])
+    video, source, notes = open_one_video(file)
+    frames = source.frames(video, [1, 20, 7, 7])
+    assert (video.num_frames, source.size, notes) == (20, (48, 48), [])
     assert [round(np.asarray(frame).mean() / 10) for frame in frames] == [0, 19, 6, 6]
     result = video_result(trained[0], "--video", file)
     assert result.returncode == 0 and "clip.mp4: 20 frames, 4x1x1 @48" in result.stdout, result.stdout

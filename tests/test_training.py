@@ -1,4 +1,4 @@
-"""What the switches of training change and what they must not, and what it guards against."""
+"""Training: what its switches change and what they must not change, and which errors it catches."""
 
 import re
 import time
@@ -50,7 +50,7 @@ def one_step(model, precision=FP32, seed=0, clip_gradient=20.0, dtype=None):
 
 @pytest.mark.parametrize("name", TINY)
 def test_activation_checkpointing_changes_nothing(name):
-    """Nor do the second forward passes count in the running statistics, or draw other branches to drop."""
+    """The second forward passes neither update the running statistics nor draw other branches to drop."""
     torch.manual_seed(0)
     model = build_model(name, 5, 4, stochastic_depth=0.5, dropout=0.5)
     for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
@@ -63,7 +63,7 @@ def test_activation_checkpointing_changes_nothing(name):
     hook = next(model.blocks())[2].conv1.register_forward_hook(lambda *_: calls.append(1))
     again = one_step(model)
     hook.remove()
-    assert len(calls) == 2  # it was computed again
+    assert len(calls) == 2  # it was recomputed
     for a, b in zip(plain[:2], again[:2], strict=True):
         assert a.keys() == b.keys()
         for key in a:
@@ -102,7 +102,7 @@ def test_autocast_is_near_fp32(name):
     a, b = (torch.cat([g.flatten() for g in gradients.values()]) for gradients in (plain[0], low[0]))
     assert all(p.dtype == torch.float32 for p in model.parameters())
     assert nn.functional.cosine_similarity(a, b, dim=0) > 0.98
-    assert low[2].norm == pytest.approx(plain[2].norm, rel=0.1)  # the loss's scale is taken off before clipping
+    assert low[2].norm == pytest.approx(plain[2].norm, rel=0.1)  # the gradient is unscaled before clipping
 
 
 def test_fp16_leaves_a_step_out_that_overflows_and_lowers_the_scale():
@@ -120,6 +120,30 @@ def test_precisions_that_a_device_lacks():
     assert Precision("auto", CPU).name == "fp32"
     with pytest.raises(ConfigError, match="precision tf32 needs an NVIDIA GPU since Ampere, this is cpu"):
         Precision("tf32", CPU)
+
+
+@pytest.fixture
+def tf32_switches():
+    """PyTorch's two switches of TF32; they are restored afterwards."""
+    switches = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [switch.allow_tf32 for switch in switches]
+    yield switches
+    for switch, value in zip(switches, before, strict=True):
+        switch.allow_tf32 = value
+
+
+@pytest.mark.parametrize("name", ["fp32", "tf32", "bf16", "auto"])
+def test_only_apply_switches_the_process(monkeypatch, tf32_switches, name):
+    """For a GPU since Ampere (the test only pretends to have one). The precision of a CPU switches nothing."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    for before in (False, True):
+        for switch in tf32_switches:
+            switch.allow_tf32 = before
+        Precision("fp32", CPU).apply()
+        precision = Precision(name, torch.device("cuda", 0))
+        assert [switch.allow_tf32 for switch in tf32_switches] == [before, before]
+        precision.apply()
+        assert [switch.allow_tf32 for switch in tf32_switches] == [name != "fp32"] * 2
 
 
 def training_state(**recipe) -> TrainingState:
@@ -160,7 +184,7 @@ def test_the_scale_of_fp16_is_restored():
     assert other.precision.scaler.get_scale() == 512.0
 
 
-@pytest.mark.parametrize(("stages", "frozen"), [(-1, 0), (0, 3), (1, 3 + 10 + 9 + 2), (4, None)])
+@pytest.mark.parametrize(("stages", "frozen"), [(-1, 0), (0, 3), (1, 3 + 21), (4, 3 + 3 * 21)])
 def test_frozen_stages(stages, frozen):
     state = training_state(frozen_stages=stages)
     still = {name for name, p in state.model.named_parameters() if not p.requires_grad}
@@ -169,7 +193,8 @@ def test_frozen_stages(stages, frozen):
     parts = ("conv1", "bn1", "layer1", "layer2", "layer3")
     prefixes = tuple(f"base_model.{part}." for part in parts)
     assert all(name.startswith(prefixes[: 1 + stages + (stages >= 0)]) for name in still)
-    if frozen is None:
+    assert len(still) == frozen  # the stem has 3 parameters, the bottlenecks of a stage 12 and 9
+    if stages == 4:
         assert trained == {"new_fc.weight", "new_fc.bias"}
     before = {key: value.clone() for key, value in state.model.state_dict().items()}
     train_step(state.model, [batch()], state.optimizer, BatchPlan(2), FP32)
@@ -195,7 +220,7 @@ def test_sync_bn_is_refused_where_it_does_not_run():
 
 
 def test_sync_bn_keeps_names_and_groups():
-    """What build_for_training makes of a network on a GPU: released weights and parameter groups still fit."""
+    """Released weights and parameter groups still fit the network that build_for_training makes on a GPU."""
     model = build_model("sda_tsm_tiny", 5, 4)
     names = {(group["name"], *group["param_names"]) for group in parameter_groups(model)}
     synced = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -214,10 +239,10 @@ def poison(monkeypatch, dataset, videos: set[str], epochs: set[int]) -> None:
 
     getitem = loading.TrainDataset.__getitem__
 
-    def mark(self, i):
-        clip, label, index = getitem(self, i)
-        if seen["path"] in videos and self.epoch in epochs:
-            clip = clip * 0 + 255  # white: no drawn clip is
+    def mark(self, place):
+        clip, label, index = getitem(self, place)
+        if seen["path"] in videos and place[0] in epochs:
+            clip = clip * 0 + 255  # white, which no drawn clip is
         return clip, label, index
 
     normalise = Modality.normalise
@@ -264,7 +289,7 @@ def test_compile_and_checkpointing_exclude_each_other(small, tmp_path):
 
 
 def test_compile_trains_the_same_network(small, tmp_path, monkeypatch):
-    """Wiring alone, by the backend that only traces: generating code takes minutes (benchmarks/training.py does it)."""
+    """With a backend that only traces, because generating code takes minutes (benchmarks/training.py does it)."""
     compiled = []
     trace = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self.arch) or trace(self, backend="eager"))
@@ -281,7 +306,7 @@ def test_compile_trains_the_same_network(small, tmp_path, monkeypatch):
 
 
 def test_steps_that_are_not_finite_are_left_out_if_asked(small, tmp_path, monkeypatch):
-    """The step leaves no trace, in batch norm's statistics neither, and one more than allowed stops the run."""
+    """The step changes nothing, not even the BN statistics; one more step than allowed stops the run."""
     poison(monkeypatch, small, {"train/video 3"}, {0, 1})
     flags = quick_flags(global_batch_size=3, skip_nonfinite=2)
     result = run_inside("main.py", small, "tsm_tiny", "--run", "skip", *flags, cwd=tmp_path)
@@ -334,7 +359,9 @@ def test_shared_memory_is_checked_beforehand(monkeypatch):
 
 def test_a_slow_loader_is_named(small, tmp_path, monkeypatch):
     flags = quick_flags(epochs=1)
-    fast = run_inside("main.py", small, "rsanet_tiny", "--run", "fast", *flags, cwd=tmp_path)
+    with monkeypatch.context() as patch:  # slow steps, so that the loader is fast beside them on any machine
+        patch.setattr("engine.train.train_step", lambda *args: time.sleep(0.5) or train_step(*args))
+        fast = run_inside("main.py", small, "tsn_tiny", "--run", "fast", *flags, cwd=tmp_path)
     assert fast.returncode == 0 and "the loader is the limit" not in fast.stdout
     getitem = loading.TrainDataset.__getitem__
     monkeypatch.setattr(loading.TrainDataset, "__getitem__", lambda self, i: time.sleep(0.5) or getitem(self, i))
@@ -357,7 +384,7 @@ def test_a_worker_that_dies_is_one_line(small, tmp_path):
 
 
 def test_flow_has_multipliers_of_its_own_for_the_first_convolution():
-    """TSM: 5 for its weight, whose ImageNet start is only an average."""
+    """TSM's multiplier of its weight is 5, because its ImageNet weights are only an average over the channels."""
     state = training_state(modality="Flow")
     (group,) = [g for g in state.optimizer.param_groups if "base_model.conv1.weight" in g["param_names"]]
     assert group["param_names"] == ["base_model.conv1.weight"] and (group["lr_mult"], group["decay_mult"]) == (5, 1)

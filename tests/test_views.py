@@ -1,4 +1,4 @@
-"""Views of a test: mirrored crops, what a line says of them, several files, what is refused before the work."""
+"""Views of a test: mirrored crops and how the result line names them, several files, and what is refused early."""
 
 import re
 
@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from toy_run import make_dataset, quick_flags, run_inside
 
-from data import EvalDataset, Video
+from data import EvalDataset, FrameFolder, Video, transforms
 from engine import loading
 from engine.config import ConfigError
 from engine.evaluate import score
@@ -37,7 +37,7 @@ def test_mirrored_crops_exchange_the_scores_of_paired_classes(tmp_path, pairs, c
     def scores(crops):
         views = {"resize": None, "crop_size": 32, "input_size": 32, "short_videos": "spread"}
         data = EvalDataset(
-            videos, str(tmp_path), "{}.png", 2, **views, num_crops=crops, num_clips=clips, mirror_pairs=pairs
+            videos, FrameFolder(tmp_path, "{}.png"), 2, **views, num_crops=crops, num_clips=clips, mirror_pairs=pairs
         )
         assert data.mirrored_views == (5 * clips if crops == 10 else 0)
         return score(brightness, data[0][0][None], data, 3, FP32)[0]
@@ -119,6 +119,23 @@ def test_a_large_video_is_not_seen_through_a_keyhole(trained):
     assert re.search(
         r": 8 frames, 4x1x1 @48 \(frames of 120x160, resize 48, crop 48, spread, input 48\)", result.stdout
     )
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("error", [ValueError, TypeError])
+def test_a_bug_is_a_traceback_and_no_bad_video(trained, monkeypatch, error, workers):
+    def broken(*_, **__):
+        raise error("a bug")
+
+    monkeypatch.setattr(transforms, "resize", broken)
+    monkeypatch.setattr(loading, "check_clips", lambda *_: None)
+    skip = ["--on_bad_video", "skip", "--device", "cpu", "--workers", workers]
+    test = ["test_models.py", "small.yaml", "--weights", f"net_runs/run/{BEST}", *skip]
+    train = ["main.py", "small.yaml", "tsn_tiny", "--run", f"bug{error.__name__}{workers}", *quick_flags(), *skip]
+    for command in (test, train):
+        result = run_inside(*command, cwd=trained)
+        assert result.returncode == 1 and "Traceback" in result.stdout and "left out" not in result.stdout
+        assert f"{error.__name__}: a bug" in result.stdout and "error: " not in result.stdout, result.stdout
 
 
 def test_a_shared_memory_that_cannot_be_written_is_one_line():

@@ -38,7 +38,7 @@ def test_tsm_layout():
     other = build_model("tsm_r50", 174, 16)
     assert load_weights(other, {"state_dict": released}).layout == "TSM" and same(tsm, other)
     assert released_model(released) == "tsm_r50"
-    with pytest.raises(WeightsError, match="holds a network with temporal shift, the model has none"):
+    with pytest.raises(WeightsError, match="holds a network with TemporalShift, the model has none"):
         load_weights(build_model("tsn_r50", 174, 8), released)
 
 

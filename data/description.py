@@ -5,8 +5,8 @@ import os
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 
-from . import toy
-from .decode import template_fields
+from . import sources, toy
+from .frame_source import FrameSource
 from .labels import mirror_pairs, read_categories
 from .messages import one_line, path_problem, shown
 from .video_list import DataError
@@ -19,20 +19,32 @@ MOST_CLASSES = 1_000_000
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """One dataset. In a file, relative paths count from the file's folder."""
+    """One dataset. In a file, relative paths count from the file's folder.
+
+    ``source`` is the kind of place that holds the frames: ``folder`` (image files named by ``image_tmpl``), ``video``
+    (video files, which need no ``image_tmpl``), or a kind of ``register_source``.
+    """
 
     name: str
     num_classes: int
     root: str
     train_list: str
     val_list: str
-    image_tmpl: str
+    image_tmpl: str = ""
     categories: list[str] | None = None
+    source: str = "folder"
 
     @property
     def mirror_pairs(self) -> dict[int, int]:
         """label -> label that a horizontal flip turns it into."""
         return mirror_pairs(self.categories)
+
+    def open_source(self) -> FrameSource:
+        """The source of the frames.
+
+        Errors: ``DataError`` for an unknown kind or settings that it cannot use.
+        """
+        return sources.open_source(self)
 
 
 def list_datasets() -> list[str]:
@@ -41,12 +53,14 @@ def list_datasets() -> list[str]:
 
 
 def load_dataset_config(dataset: str, **overrides: str | None) -> DatasetConfig:
-    """A dataset by name or YAML path; ``overrides`` (root, train_list, val_list, image_tmpl) win where they are given.
+    """A dataset by name or YAML path; ``overrides`` (root, train_list, val_list, image_tmpl) that are not None win.
 
-    ``toy_something`` is drawn on first use. Errors: ``DataError`` that names the file, the key and a remedy.
+    ``toy_something`` is drawn on first use.
+
+    Errors: ``DataError`` that names the file, the key and a remedy.
     """
     path = Path(dataset) if dataset.endswith((".yaml", ".yml")) else FOLDER / f"{dataset}.yaml"
-    if not os.path.isfile(path):  # Path.is_file() raises where a name is too long
+    if not os.path.isfile(path):  # Path.is_file() raises if a name is too long
         near = difflib.get_close_matches(dataset, list_datasets(), n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(list_datasets())}, or a path to a .yaml file"
         raise DataError(f"no dataset {shown(dataset)}; {hint}")
@@ -58,14 +72,14 @@ def load_dataset_config(dataset: str, **overrides: str | None) -> DatasetConfig:
         values["categories"] = folder / values["categories"]
     config = DatasetConfig(**values | {"categories": read_categories(values.get("categories"), values["num_classes"])})
     config = replace(config, **{key: value for key, value in overrides.items() if value is not None})
-    _check_template(config.image_tmpl, path)
+    _check_source(config, path)
     if path.resolve() == FOLDER.resolve() / f"{toy.NAME}.yaml" and not overrides.get("root"):
         toy.draw_once(FOLDER / toy.NAME, config.categories)
     return config
 
 
 def _as_seen_from_here(folder: Path) -> Path:
-    """Relative to the working folder where it lies in it, for messages and logs that can be read anywhere."""
+    """The path relative to the working folder if it lies inside, so that messages do not depend on the machine."""
     folder, here = folder.resolve(), Path.cwd()
     return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
@@ -81,8 +95,9 @@ def _read(path: Path) -> dict:
     for field in fields(DatasetConfig):
         if field.default is MISSING and field.name not in values:
             raise DataError(f"{file}: lacks the key {field.name!r}")
-        if field.type in (int, str) and type(values[field.name]) is not field.type:
-            raise DataError(f"{file}: {field.name} is {shown(values[field.name])}, not {field.type.__name__}")
+        value = values.get(field.name, field.default)
+        if field.type in (int, str) and type(value) is not field.type:
+            raise DataError(f"{file}: {field.name} is {shown(value)}, not {field.type.__name__}")
     names = values.get("categories")
     if not (names is None or isinstance(names, str) or (type(names) is list and all(type(n) is str for n in names))):
         raise DataError(f"{file}: categories must be a file name or a list of names in quotes, not {shown(names)}")
@@ -95,9 +110,9 @@ def _read(path: Path) -> dict:
     return values
 
 
-def _check_template(image_tmpl: str, path: Path) -> None:
-    """Errors: ``DataError``. Whether it suits the modality is known where a modality is chosen."""
+def _check_source(config: DatasetConfig, path: Path) -> None:
+    """Errors: ``DataError``. Whether the source suits the modality is known when a modality is chosen."""
     try:
-        template_fields(image_tmpl)
+        config.open_source()
     except DataError as error:
         raise DataError(f"{one_line(path)}: {error}") from None

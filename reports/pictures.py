@@ -1,22 +1,23 @@
-"""The pictures of ``python -m scripts.report``; matplotlib is imported when they are drawn."""
+"""Pictures of statistics; matplotlib is imported only when one is drawn."""
 
 from pathlib import Path
 
 import numpy as np
 
-from engine.reports import Calibration, row_shares
+from .statistics import Calibration, row_shares
 
 DPI = 144
-SIDE = 1400  # pixels that a matrix fills, as far as whole pixels a class allow
+SIDE = 1400  # pixels, the side of a matrix at most, unless its cells would then be too small
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"  # of the Okabe-Ito palette
 
 
 def draw_confusion(confusion: np.ndarray, names: list[str], title: str, path: Path) -> None:
-    """The matrix (K, K) of counts, each row divided by its sum, in label order: row the class, column the prediction.
+    """Draw a matrix (K, K) of counts: a row for each class, a column for each prediction, both in label order.
 
-    A cell is the same whole number of pixels for every class, so that none is lost. Where a line of text fits into it
-    the names stand at the rows, otherwise some label numbers. Shares are coloured by their square root: errors of a
-    few percent are what one looks for, beside a diagonal near 1. Classes without videos are grey.
+    Each row is divided by its sum. All cells have the same whole number of pixels, so that no class is lost. If a line
+    of text fits into a cell, the rows carry the class names; otherwise some rows carry their label. The colour follows
+    the square root of the share, because the reader looks for errors of a few percent beside a diagonal near 1. The
+    rows of classes without videos are grey.
     """
     from matplotlib import colormaps
     from matplotlib.colors import PowerNorm
@@ -51,7 +52,7 @@ def draw_confusion(confusion: np.ndarray, names: list[str], title: str, path: Pa
 
 
 def draw_calibration(bins: Calibration, title: str, path: Path) -> None:
-    """A reliability diagram (Guo et al., ICML 2017, Figure 1): accuracy over confidence, and where the videos are."""
+    """Draw a reliability diagram (Guo et al., ICML 2017, Figure 1): accuracy and number of videos over confidence."""
     from matplotlib.figure import Figure
 
     edges = np.arange(len(bins.videos) + 1) / len(bins.videos)

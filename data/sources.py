@@ -1,0 +1,51 @@
+"""The kinds of frame source that a dataset's description can name (``source: folder``)."""
+
+import difflib
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from .frame_folder import FrameFolder
+from .frame_source import FrameSource
+from .messages import shown
+from .video_file import VideoFile
+from .video_list import DataError
+
+if TYPE_CHECKING:
+    from .description import DatasetConfig
+
+_KINDS: dict[str, Callable[["DatasetConfig"], FrameSource]] = {}
+
+
+def register_source(name: str, make: Callable[["DatasetConfig"], FrameSource]) -> None:
+    """From now on a dataset may say ``source: <name>``; ``make`` gives the source of such a dataset.
+
+    ``make`` runs whenever a description is read, so it opens no file, and it raises ``DataError`` for a description
+    that does not suit it.
+
+    Errors: ``ValueError`` for a name that is taken.
+    """
+    if name in _KINDS:
+        raise ValueError(f"a source {name!r} is registered already; choose another name")
+    _KINDS[name] = make
+
+
+def open_source(config: "DatasetConfig") -> FrameSource:
+    """The source that a dataset's description names.
+
+    Errors: ``DataError`` for an unknown kind, and those of its ``make``.
+    """
+    if config.source not in _KINDS:
+        near = difflib.get_close_matches(config.source, _KINDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(_KINDS)}"
+        raise DataError(f"unknown source {shown(config.source)}; {hint}")
+    return _KINDS[config.source](config)
+
+
+def _frame_folder(config: "DatasetConfig") -> FrameFolder:
+    if not config.image_tmpl:
+        raise DataError("lacks the key 'image_tmpl', which source 'folder' needs")
+    return FrameFolder(config.root, config.image_tmpl)
+
+
+register_source("folder", _frame_folder)
+register_source("video", lambda config: VideoFile(config.root))

@@ -1,0 +1,197 @@
+"""Frames from video files, decoded by PyAV as a player shows them: turned, mirrored and with square pixels."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .frame_source import FrameSource
+from .image_file import check_size, check_sizes
+from .video_list import DataError, Video
+
+# The first two columns and rows of a display matrix (a, b, c, d), which moves pixel (x, y) to (ax + cy, bx + dy), y
+# pointing down -> what PIL calls that.
+_TURNS = {
+    (1, 0, 0, 1): None,
+    (0, 0, 0, 0): None,  # some muxers write no matrix; players show the frames as stored
+    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
+    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
+    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
+    (0, 1, -1, 0): Image.Transpose.ROTATE_270,  # PIL counts against the clock
+    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
+    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
+    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
+}
+_SIDEWAYS = [turn for (a, *_), turn in _TURNS.items() if a == 0 and turn is not None]
+
+
+class VideoFile(FrameSource):
+    """Video files ``root/<path of the list line>``; the list line says how many frames a file has.
+
+    A file is decoded from its beginning to the last frame that is asked for: a jump to the nearest key frame would need
+    exact time stamps, which many files do not hold.
+    """
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root)
+
+    def __str__(self) -> str:
+        return "video files"
+
+    def check(self, modality: str) -> None:
+        """Errors: ``DataError`` if the modality reads flow, or if PyAV is not installed."""
+        super().check(modality)
+        _pyav()
+
+    def decode(self, video: Video, numbers: list[int]) -> Iterator[tuple[str, Image.Image]]:
+        """RGB frames.
+
+        Errors: ``DataError`` for a file that is missing, too short or no video.
+        """
+        path = self.root / video.path  # an absolute path replaces root
+        if not os.path.isfile(path):  # Path.is_file() raises if a name is too long
+            raise DataError(f"no file {path}; check the dataset's root and the list's paths")
+        try:
+            images = read_frames(path, numbers)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
+        for number in numbers:
+            if number not in images:
+                raise DataError(
+                    f"{path} ends before frame {number}, but the list says {video.num_frames} frames; correct the list"
+                )
+            yield f"frame {number} of {path}", images[number]
+
+
+class FileInfo:
+    """What one pass over a video file tells, without a conversion of pixels.
+
+    ``num_frames``; ``size``, the (height, width) that a player shows; ``notes``, lines for the log.
+
+    Errors: ``DataError`` for a file without frames, with frames of several sizes, or that cannot be decoded.
+    """
+
+    def __init__(self, path: Path):
+        self.num_frames, self.notes = 0, []
+        with opened(path) as (container, stream, aspect):
+            first = None
+            for self.num_frames, frame in _frames(container, stream, aspect):
+                first = first or frame
+            if first is None:
+                raise DataError("holds no frame; is it a video?")
+            self.size = _shown_size(first, aspect)[::-1]
+            self._note_the_shape(first, aspect)
+            self._note_the_end(container.duration, first.time, frame.time)
+
+    def _note_the_shape(self, frame: Any, aspect: Fraction) -> None:
+        stored, shown, turn = (frame.width, frame.height), self.size[::-1], _turn(frame)
+        if turn is not None or shown != stored:
+            how = "turned by its display matrix, " if turn is not None else ""
+            how += f"pixels {aspect} times as wide as high, " if aspect != 1 else ""
+            self.notes.append("{}stored as {}x{} px, shown as {}x{} (width x height)".format(how, *stored, *shown))
+
+    def _note_the_end(self, duration: int | None, first: float | None, last: float | None) -> None:
+        """Some formats end without an error where a file was cut off. An audio track may be a second longer."""
+        if self.num_frames > 1 and duration and None not in (first, last):
+            seconds = duration / 1_000_000
+            if seconds - (last - first) * self.num_frames / (self.num_frames - 1) > 1:
+                self.notes.append(
+                    f"the last frame is at {last - first:.1f} s of {seconds:.1f} s by the file's header; is it cut off?"
+                )
+
+
+def read_frames(path: Path, numbers: list[int]) -> dict[int, Image.Image]:
+    """The RGB frames with these numbers (from 1); those beyond the end are left out.
+
+    Errors: those of ``opened``, and ``DataError`` for frames of several sizes or of a size that allows no crops.
+    """
+    wanted, images = set(numbers), {}
+    with opened(path) as (container, stream, aspect):
+        for number, frame in _frames(container, stream, aspect):
+            if number in wanted:
+                images[number] = _show(frame, aspect)
+            if len(images) == len(wanted):
+                break
+    return images
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[Any, Any, Fraction]]:
+    """PyAV's container, its video stream, and a pixel's width by its height (1 if the file does not say it).
+
+    Errors: ``DataError``, without the file's name, if the file cannot be decoded or PyAV is not installed.
+    """
+    av = _pyav()
+    try:
+        # A title that is not UTF-8 is no reason to refuse a video.
+        with av.open(str(path), metadata_errors="replace") as container:
+            if not container.streams.video:
+                raise DataError("holds no video stream")
+            stream = container.streams.video[0]
+            yield container, stream, stream.sample_aspect_ratio or Fraction(1)
+    except (av.FFmpegError, OSError) as error:
+        raise DataError(f"cannot be decoded ({error})") from None
+
+
+def _pyav() -> ModuleType:
+    try:
+        import av
+    except ImportError:
+        raise DataError("reading a file needs PyAV; pip install av, or give a folder of frames") from None
+    return av
+
+
+def _frames(container: Any, stream: Any, aspect: Fraction) -> Iterator[tuple[int, Any]]:
+    """PyAV's frames with their numbers.
+
+    Errors: ``DataError`` for several sizes, or one that allows no crops.
+    """
+    first: tuple[int, int] | None = None
+    for number, frame in enumerate(container.decode(stream), start=1):
+        size = frame.width, frame.height
+        if first is None:
+            first = size
+            check_size("frame 1", _shown_size(frame, aspect))
+        check_sizes({"frame 1": first, f"frame {number}": size})
+        yield number, frame
+
+
+def _turn(frame: Any) -> Image.Transpose | None:
+    """What a player does to a frame by its display matrix: the rotation that a phone notes, or a mirror.
+
+    Errors: ``DataError`` for a matrix that is no quarter turn, within the two degrees that ffplay allows.
+    """
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return None
+    a, b, _, c, d, *_ = np.frombuffer(bytes(data), np.int32).tolist()
+    least = 0.035 * max(map(abs, (a, b, c, d)))  # sin(2 degrees); the scale is part of the pixels' shape
+    signs = tuple((value > least) - (value < -least) for value in (a, b, c, d))
+    if signs not in _TURNS:
+        shown = " ".join(f"{value / 65536:.2f}" for value in (a, b, c, d))
+        raise DataError(f"its display matrix ({shown}) is neither quarter turns nor a mirror; encode it upright")
+    return _TURNS[signs]
+
+
+def _squared(frame: Any, aspect: Fraction) -> tuple[int, int]:
+    """(width, height) with square pixels. One side grows, so that no pixel is lost, as in browsers and mpv."""
+    return round(frame.width * max(aspect, 1)), round(frame.height / min(aspect, 1))
+
+
+def _shown_size(frame: Any, aspect: Fraction) -> tuple[int, int]:
+    """(width, height) of a frame as ``_show`` gives it."""
+    size = _squared(frame, aspect)
+    return size[::-1] if _turn(frame) in _SIDEWAYS else size
+
+
+def _show(frame: Any, aspect: Fraction) -> Image.Image:
+    image, size, turn = frame.to_image(), _squared(frame, aspect), _turn(frame)
+    if size != image.size:
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    return image if turn is None else image.transpose(turn)

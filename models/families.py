@@ -1,0 +1,66 @@
+"""The families of networks. A new one is a line here, or a call of ``register`` from other code."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .layout import Layout
+from .resnet import VideoResNet
+from .rsanet import RSA_LAYOUT, rsanet
+from .sda import SDA_LAYOUT, sda_tsm, sda_tsn
+from .tsn import TSM_LAYOUT, tsm, tsn
+
+
+@dataclass(frozen=True)
+class Family:
+    """Networks that differ in size only.
+
+    Args:
+        name: the first part of its models' names: the models of ``tsm`` are ``tsm_r50`` and ``tsm_tiny``.
+        build: a function of ``(size, num_classes, num_segments, **options)`` that returns the network.
+        layout: the layout of the weights that its authors released; ``None`` if they released none.
+        sizes: the second parts of its models' names.
+        recipes: the folder that holds ``<model>.yaml`` for each of its models; ``None`` is ``models/recipes``.
+    """
+
+    name: str
+    build: Callable[..., VideoResNet]
+    layout: Layout | None = None
+    sizes: tuple[str, ...] = ("r50", "tiny")
+    recipes: Path | None = None
+
+
+FAMILIES = [
+    Family("tsn", tsn),
+    Family("tsm", tsm, TSM_LAYOUT),
+    Family("sda_tsn", sda_tsn, SDA_LAYOUT),
+    Family("sda_tsm", sda_tsm, SDA_LAYOUT),
+    Family("rsanet", rsanet, RSA_LAYOUT),
+]
+
+
+def register(family: Family) -> None:
+    """Add a family to those that every program and function knows.
+
+    Errors: ``ValueError`` if one of its models has the name of another model.
+    """
+    taken = [name for name in names_of(family) if name in models()]
+    if taken:
+        raise ValueError(f"a model {taken[0]!r} exists; choose another name for the family")
+    FAMILIES.append(family)
+
+
+def models() -> dict[str, tuple[Family, str]]:
+    """The name of each model -> its family and size: the networks for real use first, then the tiny ones."""
+    found = {name: (family, size) for family in FAMILIES for name, size in names_of(family).items()}
+    return dict(sorted(found.items(), key=lambda item: item[1][1] == "tiny"))
+
+
+def names_of(family: Family) -> dict[str, str]:
+    """The names of a family's models -> their sizes."""
+    return {f"{family.name}_{size}": size for size in family.sizes}
+
+
+def layouts() -> list[Layout]:
+    """The released layouts, each once."""
+    return list(dict.fromkeys(family.layout for family in FAMILIES if family.layout))

@@ -1,0 +1,37 @@
+"""The layout of released weights: how a state dict of it is recognised, and what its keys are called here."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+State = dict[str, Tensor]  # name of a tensor, without the prefix "module." -> the tensor
+
+
+def same_name(key: str) -> str:
+    """The rule of a layout that renames nothing."""
+    return key
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The layout of the weights that a family's authors released.
+
+    ``load_weights`` removes the prefix ``module.``, knows both names of the classifier (``new_fc``, ``base_model.fc``)
+    and squeezes 1xkxk kernels in every layout. The rules here are what a layout needs beyond that.
+
+    Args:
+        name: what reports call the layout.
+        mark: whether a state dict has this layout.
+        rename: our name of a key, or ``None`` for an entry that is no weight.
+        model: the name of the model that a state dict tells, or ``None``. It is asked for every state dict.
+        num_segments: the number of frames that a file's name tells, or ``None``.
+        module: a class of module that the network of such a file contains although no tensor shows it.
+    """
+
+    name: str
+    mark: Callable[[State], bool]
+    rename: Callable[[str], str | None] = same_name
+    model: Callable[[State], str | None] = lambda state: None
+    num_segments: Callable[[str], int | None] = lambda file_name: None
+    module: type[nn.Module] | None = None
