@@ -2,14 +2,17 @@
 
 import argparse
 import difflib
+import importlib
 import re
 import sys
 import types
 import typing
+from pathlib import Path
 
 import yaml
 
 from data import DataError, load_dataset_config
+from data.messages import one_line
 from models.registry import check_model
 
 from . import config
@@ -79,7 +82,9 @@ def given_recipe_flags(args: argparse.Namespace) -> dict:
 
 
 def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Parse; an unknown flag is an error that names the nearest known one."""
+    """Parse, with ``--import`` as one more flag. An unknown flag is an error that names the nearest known one."""
+    text = "first import this .py file or module of yours, which may register models and frame sources; repeatable"
+    parser.add_argument("--import", action=_Import, dest="imported", default=argparse.SUPPRESS, help=text)
     args, unknown = parser.parse_known_args()
     if unknown:
         flags = [option for action in parser._actions for option in action.option_strings]
@@ -99,6 +104,24 @@ def check_model_names(parser: argparse.ArgumentParser, names: list[str]) -> None
             check_model(name)
     except ValueError as error:
         parser.error(str(error))
+
+
+class _Import(argparse.Action):
+    """Import a user's module at once, because the arguments after it may name what it registers."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, metavar="FILE|MODULE", **kwargs)
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: str, *_: object) -> None:
+        file = Path(value).resolve() if value.endswith(".py") else None
+        # At the end, because a user's folder may hold packages that are called like the project's.
+        sys.path.append(str(file.parent if file else Path.cwd()))
+        try:
+            module = importlib.import_module(file.stem if file else value)
+        except Exception as error:  # the code of a user may raise anything
+            parser.error(f"--import {value}: cannot be imported ({type(error).__name__}: {one_line(error)})")
+        if file and Path(module.__file__ or "").resolve() != file:
+            parser.error(f"--import {value}: another module is called {file.stem} ({module.__file__}); rename the file")
 
 
 class _RecipeHelp(argparse.Action):

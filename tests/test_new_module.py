@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torchvision.models import resnet50
-from toy_run import NAMES, make_dataset, quick_flags, run_inside
+from toy_run import NAMES, make_dataset, quick_flags, run
 
 from engine.config import ConfigError, load_recipe
 from engine.network import build_for_training
@@ -129,21 +129,39 @@ def test_a_parameter_that_nobody_declared_is_an_error(outside):
 
 
 def test_it_trains_and_is_tested(outside):
-    """The programs as users call them."""
-    dataset = make_dataset(outside)
-    command = ["main.py", dataset, "gated_tiny", "--run", "gated", "--gate_lr_mult", 2, *quick_flags(epochs=1)]
-    result = run_inside(*command, cwd=outside)
+    """The programs as users call them, from another folder. They know the family by ``--import`` alone."""
+    dataset, family = make_dataset(outside), ["--import", outside / "gate_family.py"]
+    command = ["main.py", dataset, "gated_tiny", *family, "--run", "gated", "--gate_lr_mult", 2]
+    result = run(*command, *quick_flags(epochs=1), cwd=outside)
     assert result.returncode == 0, result.stdout
     assert "group: gate_weight has 4 params, lr_mult: 2.0, decay_mult: 1.0" in result.stdout
     best = "net_runs/gated/resnet_rgb_model_best.pth.tar"
     start = build_model("gated_tiny", len(NAMES), 4).base_model.layer1[1].gate.scale
     trained = torch.load(outside / best, weights_only=True)["state_dict"]["base_model.layer1.1.gate.scale"]
     assert not torch.equal(trained, start)
-    result = run_inside(
-        "test_models.py", dataset, "--weights", best, "--workers", 0, "--scores", "gated.npz", cwd=outside
-    )
+    testing = ["test_models.py", dataset, "--weights", best, "--workers", 0, "--scores", "gated.npz"]
+    assert "error: " in run(*testing, cwd=outside).stdout
+    result = run(*testing, *family, cwd=outside)
     assert result.returncode == 0 and "Top-1" in result.stdout, result.stdout
     assert np.isfinite(np.load(outside / "gated.npz")["scores"]).all()
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (None, "cannot be imported (ModuleNotFoundError: No module named 'mine')"),
+        ("import nowhere", "cannot be imported (ModuleNotFoundError: No module named 'nowhere')"),
+        ("(", "cannot be imported (SyntaxError: "),
+        ("models", "another module is called models ("),
+    ],
+)
+def test_a_file_that_cannot_be_imported_is_one_line(tmp_path, code, message):
+    name = "models.py" if code == "models" else "mine.py"
+    if code is not None:
+        (tmp_path / name).write_text(code)
+    result = run("test_models.py", "toy_something", "--import", name, "--weights", "x.pth", cwd=tmp_path)
+    assert result.returncode == 2 and "Traceback" not in result.stdout
+    assert f"test_models.py: error: --import {name}: {message}" in result.stdout
 
 
 def test_its_released_layout_is_converted(outside):
