@@ -59,7 +59,7 @@ class _Loader(yaml.SafeLoader):
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Put the pairs of merge keys before a mapping's own pairs. The own pairs then override them."""
-        if node not in self.checked:  # later calls would see the keys that it overrides as equal keys
+        if node not in self.checked:  # after the first call, overridden keys look like repeated keys
             self.checked.add(node)
             _check_keys(node)
         super().flatten_mapping(node)
