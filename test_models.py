@@ -105,7 +105,7 @@ def main(args: argparse.Namespace) -> None:
                 check_list(dataset, videos, dataset.val_list, args.allow_two_labels)
                 if args.scores:
                     check_writable(args.scores)
-    with distributed.main_process_first():  # if something does not fit, only rank 0 says so
+    with distributed.main_process_first():  # only rank 0 reports an error
         members = build_members(args, dataset)
     if dataset is None:
         name_the_action(args, members, precision)
@@ -136,7 +136,7 @@ def test(
     precision: Precision,
     order: FrameOrder,
 ) -> dict[str, float]:
-    """Score every video, log the accuracy with the protocol, and write the file of ``--scores``."""
+    """Score every video, log the accuracy and the protocol, and write the file of ``--scores``."""
     scores, left_out = score_list(args, dataset, videos, members, precision, order)
     result = accuracy(scores.scores, scores.labels)
     for i, reason in sorted(left_out.items()):
@@ -189,9 +189,9 @@ def name_the_action(args: argparse.Namespace, members: list[Member], precision: 
 
 
 def split_files(value: str) -> list[str]:
-    """The files of one ``--weights``: names between commas, unless the whole is a file. A quoted name keeps its comma.
+    """The files of one ``--weights``. Names are separated by commas, unless the whole text is the name of a file.
 
-    ``a.pth,"b,c.pth"`` is two files.
+    A comma within quotes belongs to the name: ``a.pth,"b,c.pth"`` is two files.
     """
     return [value] if Path(value).is_file() else next(csv.reader([value]), [])
 

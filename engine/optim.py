@@ -23,9 +23,9 @@ def parameter_groups(model: VideoResNet, lr_mults: Mapping[str, float] | None = 
 
     A group holds either the weights or the biases of one part of the network. The parts are the backbone, the
     classifier (``fc``), the first convolution (``conv1``, only for ``flow``), and each part that a class declares
-    (``optim_group = "sda"``); modules inside such a module belong to its part. All norms are one group, ``bn``. A class
-    also declares whether its parameters outside standard layers are weights or biases (``optim_params = {"P1":
-    "weight"}``). Only weights decay. Frozen parameters are in no group.
+    (``optim_group = "sda"``); modules inside such a module belong to its part. All norms are one group, ``bn``. With
+    ``optim_params = {"P1": "weight"}``, a class declares which of its parameters outside standard layers are weights or
+    biases. Only weights decay. Frozen parameters are in no group.
 
     Args:
         lr_mults: factors of the learning rate for ``fc``, ``fc_bias``, ``sda``, ... By default, the factor is 1, or 5

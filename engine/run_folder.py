@@ -49,7 +49,7 @@ def locked(folder: Path) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)  # before the release, so a process that locks the deleted file can notice it
         os.close(descriptor)
-        for empty in made:  # empty if the run never started
+        for empty in made:  # rmdir() removes only empty folders, of a run that never started
             with suppress(OSError):
                 empty.rmdir()
 

@@ -1,4 +1,4 @@
-"""Weights as a file for other programs: ``python -m scripts.export WEIGHTS --to out.pt2|out.onnx|out.safetensors``."""
+"""Exports weights for other programs: ``python -m scripts.export WEIGHTS --to out.pt2|out.onnx|out.safetensors``."""
 
 import argparse
 from pathlib import Path
@@ -38,7 +38,7 @@ def main(args: argparse.Namespace) -> None:
 
     if out.suffix == ".safetensors":
         trained = run_settings(checkpoint, args.weights)
-        # Without the paths of the machine it was trained on.
+        # The paths of the machine that trained the network are removed.
         trained["dataset"] = {k: v for k, v in trained["dataset"].items() if k in ("name", "num_classes", "categories")}
         known = trained["model"] == model.arch and trained["recipe"].get("num_segments") == model.num_segments
         export_safetensors(model, out, trained if known else None)
@@ -54,7 +54,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def flag(name: str, key: str, value: str | None) -> int | None:
-    """A flag's value, in the range of the recipe key that it stands for."""
+    """The value of a flag. It is checked against the range of the recipe key of this name."""
     try:
         return None if value is None else config.coerce(key, value)
     except ConfigError as error:
