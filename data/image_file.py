@@ -30,9 +30,9 @@ def open_image(file: Path, mode: str = "RGB", flow: str | None = None) -> Image.
     16-bit RGB becomes 8-bit RGB, because Pillow keeps the upper byte of each value. ``flow`` is the image_tmpl if the
     file holds flow, otherwise None. An RGB file of flow is packed flow.
 
-    Errors: ``DataError``, which begins with the file's name, if the file is not a complete image, if it does not have 8
-    bits per channel, if its size allows no crops, if it is flow with an orientation, or if it is grey although it
-    should hold packed flow.
+    Errors: ``DataError``, which begins with the file's name. Reasons are: the file is not a complete image, does not
+    have 8 bits per channel, or has a size that allows no crops. Flow must not have an EXIF orientation, and packed flow
+    must not be grey.
     """
     try:
         with Image.open(file) as image:
@@ -105,5 +105,5 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
     """
     try:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # Pillow's EXIF reader has no error type of its own
+    except Exception:  # Pillow's EXIF reader can raise many types
         return None

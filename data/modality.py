@@ -38,7 +38,7 @@ class Modality:
         if self.data_length < 1:
             raise DataError(f"data_length {self.data_length} must be at least 1; {DATA_LENGTH} is usual")
         if self.name == "RGB":
-            object.__setattr__(self, "data_length", 1)  # whatever was given, so that all RGB objects are equal
+            object.__setattr__(self, "data_length", 1)  # replaces the given length, because all RGB objects must be equal
 
     @property
     def is_flow(self) -> bool:
@@ -86,7 +86,7 @@ class Modality:
 
         RGB uses ImageNet's means and standard deviations. For Flow, no motion becomes 0, and the divisor is the mean of
         these standard deviations. For RGBDiff, both frames are scaled to [0, 1] and the earlier one is subtracted from
-        the later one; there is no divisor.
+        the later one, without a divisor.
         """
         if self.name == "RGB":
             return normalise(clips)

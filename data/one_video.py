@@ -46,8 +46,8 @@ def open_one_video(path: str | Path) -> tuple[Video, OneVideo, list[str]]:
     The images of a folder are its frames in natural order (1, 2, 10). A file is decoded twice: first to count its
     frames, then to read some of them. A long video therefore does not fill the memory.
 
-    Errors: ``DataError``, which begins with the path, if nothing is there, if it is not a video, if two images have the
-    same number, if frames have different sizes, or if it is a file and PyAV is not installed.
+    Errors: ``DataError``, which begins with the path. Reasons are: nothing is there, it is not a video, two images have
+    the same number, frames have different sizes, or PyAV is not installed and a file is given.
     """
     path = Path(path)
     try:

@@ -4,9 +4,9 @@ Each segment is given by the number p of its first frame. It consists of ``lengt
 (``length`` is 1 for RGB, larger for flow and differences). Therefore only the first ``n - length + 1`` frames can begin
 a segment.
 
-The released codes treat short videos differently. If at most T frames can begin a segment, ``"first_frame"`` repeats
-frame 1 (RSA's validation and test, SDA's and TSM's validation), and ``"spread"`` spreads these frames over the segments
-(SDA's and TSM's test).
+The released codes treat short videos differently. A video is short if at most T frames can begin a segment.
+``"first_frame"`` then repeats frame 1 (RSA's validation and test, SDA's and TSM's validation). ``"spread"`` spreads
+these frames over the segments (SDA's and TSM's test).
 """
 
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ CLIPS = (1, 2, DENSE_CLIPS)
 class FrameOrder:
     """Changes the order of the frames of a test clip, to measure how much the accuracy depends on the order.
 
-    ``name`` is ``"as it is"``, ``"reverse"``, ``"shuffle"`` (a random order whose seed is the video's place in the
-    list) or ``"repeat"`` (all T frames are the ``frame``-th one, counted from 1).
+    ``name`` is ``"as it is"``, ``"reverse"``, ``"shuffle"`` or ``"repeat"``. The seed of a shuffle is the video's place
+    in the list. ``"repeat"`` replaces all T frames by the ``frame``-th one, counted from 1.
     """
 
     name: str
@@ -99,7 +99,7 @@ def dense_clips(n: int, num_segments: int) -> list[list[int]]:
 
 
 def test_clips(n: int, num_segments: int, num_clips: int, short_videos: str, length: int = 1) -> list[list[int]]:
-    """The clips of a test: 1 (segment centres), 2 (centres and starts) or 10 (dense, whatever the length)."""
+    """The clips of a test: 1 (segment centres), 2 (centres and starts) or 10 (dense, for any length)."""
     spread = (n, num_segments, short_videos, length)
     if num_clips == 1:
         return [segment_centres(*spread)]

@@ -16,8 +16,8 @@ _LET_THROUGH = (ArithmeticError, AttributeError, LookupError, TypeError, ValueEr
 def read_mapping(path: Path, error: type[Exception]) -> dict:
     """The ``key: value`` lines of a YAML file in UTF-8, with or without a byte order mark.
 
-    Errors: ``error`` (a class; its message is one line with file and line) if the file cannot be read, is not YAML or
-    not a mapping, or if any mapping in it has a key twice or a key that is not text.
+    Errors: ``error``, a class. Its message is one line with file and line. Reasons are: the file cannot be read, is not
+    YAML or is not a mapping, or a mapping in it has a key twice or a key that is not text.
     """
     name = one_line(path)
     try:

@@ -53,7 +53,7 @@ class Views:
 
 @dataclass
 class Member:
-    """A network that is tested, alone or in an ensemble."""
+    """A network of a test. An ensemble has several members."""
 
     file: str  # of its weights
     model: VideoResNet

@@ -123,7 +123,7 @@ def block_name(stage: int, index: int) -> str:
 def options_of(operator: Callable, options: dict, besides: Container[str] = ()) -> dict:
     """Move the options that the signature of ``operator`` names from ``options`` to the result.
 
-    Names in ``besides`` stay in ``options``. Because of this function, an operator's options are listed only in its
+    Names in ``besides`` stay in ``options``. With this function, an operator's options are listed only in its
     signature.
     """
     names = [name for name in inspect.signature(operator).parameters if name in options and name not in besides]

@@ -227,7 +227,7 @@ def _check(report: LoadReport, model: VideoResNet, arch: str | None, ignore_clas
         untouched += tuple(model.not_in_imagenet)
     missing = [key for key in report.missing if not key.startswith(untouched)]
     problems = []
-    # A shift has no parameters, so the names alone cannot tell TSN from TSM.
+    # A shift has no parameters, so tensor names are the same for TSN and TSM. The file's arch tells them apart.
     if report.layout == OWN and "_" in (arch or "") and model.arch and arch != model.arch:
         problems.append(f"the file holds {shown_name(arch)}, the model is {model.arch}")
     module = next((layout.module for layout in layouts() if layout.name == report.layout), None)

@@ -40,7 +40,7 @@ def example(name: str) -> tuple[VideoResNet, Tensor]:
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             nn.init.ones_(module.weight)  # the branches of RSANet start at zero
-            module.momentum = 1.0  # the forward pass below sets the running statistics to those of the clips
+            module.momentum = 1.0  # the forward pass below then sets the running statistics to the clips' statistics
     for _, _, block in model.blocks():
         nn.init.constant_(block.bn3.weight, BRANCH)
     nn.init.normal_(model.new_fc.weight, std=0.1)

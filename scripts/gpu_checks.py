@@ -37,9 +37,7 @@ class Differs(Exception):
 
 
 class NotHere(Exception):
-    """This machine lacks the hardware that the check needs.
-
-    The check then counts neither as agreeing nor as differing.
+    """This machine lacks something that the check needs. The check then counts neither as agreeing nor as differing.
     """
 
 

@@ -77,7 +77,7 @@ def test_a_broken_validation_frame_is_found_before_the_first_epoch(tmp_path):
 def test_an_epoch_is_saved_before_its_validation(tmp_path):
     """If a frame breaks during training, the epoch is not lost: the resumed run starts with the validation."""
     make_dataset(tmp_path, per_class=8)
-    frames = tmp_path / "frames/val/video 2"  # not one of those that are checked before training
+    frames = tmp_path / "frames/val/video 2"  # this video is not checked before training
     kept = {file: file.read_bytes() for file in frames.iterdir()}
     for file in kept:
         file.write_bytes(b"no image")
@@ -181,7 +181,7 @@ def test_places_given_at_the_start_are_kept(tmp_path):
 
 
 def test_a_variant_is_kept_and_another_one_wins(monkeypatch):
-    """Later ones of these override earlier ones: recipe file, kept values, variant, flags."""
+    """The order is recipe file, kept values, variant, flags. Later values override earlier ones."""
     kept = {"lr": 0.5, "dropout": 0.1}
     assert load_recipe("rsanet_r50", "something_v1", None, kept).lr == 0.5
     script = load_recipe("rsanet_r50", "something_v1", "script_v1", kept, lr=0.7)
@@ -273,7 +273,7 @@ def test_a_name_that_leads_elsewhere_is_refused(tmp_path, name):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_bad_training_videos_are_left_out_named_and_counted(tmp_path, processes):
-    """One broken video of 101 is left out; more than one in a hundred is an error."""
+    """One broken video of 101 is left out. More than 1 % broken videos are an error."""
     make_dataset(tmp_path)
     lines = (tmp_path / "train.txt").read_text().splitlines()
     absolute = [f"{tmp_path}/frames/{line}" for line in lines]
