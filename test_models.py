@@ -52,14 +52,14 @@ def parse_args() -> argparse.Namespace:
         "--mirrored_scores",
         choices=["swap", "keep"],
         default="swap",
-        help="with 10 crops: in the mirrored ones, left and right classes swap their scores, or keep them as in the "
+        help="for 10 crops: left and right classes swap their scores in mirrored crops, or keep them as in the "
         "released code (default: swap, if the class names tell the pairs)",
     )
     order = parser.add_argument_group("dependence on time")
     order.add_argument("--shuffle_frames", action="store_true", help="put the frames of each clip in a random order")
     order.add_argument("--reverse_frames", action="store_true", help="play each clip backwards")
     order.add_argument("--repeat_frame", type=int, metavar="K", help="repeat each clip's K-th frame (from 1) T times")
-    order.add_argument("--order_table", action="store_true", help="test in all these orders, and print what each costs")
+    order.add_argument("--order_table", action="store_true", help="test in all these orders, and print the accuracy of each")
     ensemble = parser.add_argument_group("ensembles")
     averages = {"choices": ["logits", "softmax"], "default": "logits"}
     ensemble.add_argument("--average", **averages, help="what is averaged (default: logits, as in the released code)")

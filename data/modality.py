@@ -38,7 +38,7 @@ class Modality:
         if self.data_length < 1:
             raise DataError(f"data_length {self.data_length} must be at least 1; {DATA_LENGTH} is usual")
         if self.name == "RGB":
-            object.__setattr__(self, "data_length", 1)  # replaces the given length, because all RGB objects must be equal
+            object.__setattr__(self, "data_length", 1)  # any given length is replaced; all RGB objects are equal
 
     @property
     def is_flow(self) -> bool:

@@ -129,8 +129,8 @@ def build_for_training(
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if recipe.compile and recipe.activation_checkpointing:
         raise ConfigError(
-            "compile and activation_checkpointing are both true, which PyTorch cannot combine where batch norm must "
-            "not count the second pass; choose one"
+            "compile and activation_checkpointing are both true; PyTorch cannot combine them, because batch norm must "
+            "not count the second forward pass; choose one"
         )
     model.activation_checkpointing(recipe.activation_checkpointing)
     model = model.to(device)

@@ -69,12 +69,12 @@ def go_on(state: TrainingState, start: Start, settings: dict) -> None:
         info(f"changed since that checkpoint: {key}: {one_line(before[key], 100)} -> {one_line(now[key], 100)}")
     if state.step and (others := [key for key in changed if key in STEPS_DEPEND_ON]):
         info(
-            f"epoch {state.epoch} starts again, since {' and '.join(others)} changed: its steps have other clips now, "
-            f"so those of the {state.step} steps that were done are seen twice"
+            f"epoch {state.epoch} starts again, because {' and '.join(others)} changed: its steps now have other clips, "
+            f"so the clips of the {state.step} finished steps are seen twice"
         )
         state.restart_epoch()
     if not start.same_run or "validation videos" in changed:
-        info(f"the best accuracy so far ({max(state.best, 0):.3f}) is another run's or list's, and starts anew")
+        info(f"the best accuracy so far ({max(state.best, 0):.3f}) belongs to another run or list and is not kept")
         state.best = NO_BEST
 
 

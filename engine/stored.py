@@ -157,7 +157,7 @@ RESUMED = SETTINGS | {
     "config.variant": Entry("a variant's name, or none", _name),
     "config.flags": Entry("a mapping of flags to values", _named),
     "config.flags.*": Entry("a number, a word, or a list of these", _setting),
-    "config.lists": Entry("a mapping of lists to what tells them from others", _texts),
+    "config.lists": Entry("a mapping of lists to their fingerprints", _texts),
     "config.processes": Entry(COUNT, _count),
     "arch": Entry(MODEL, _name, needed=True),
     "state_dict": Entry(MAPPING, _mapping, needed=True),

@@ -128,7 +128,7 @@ def parse_args() -> argparse.Namespace:
     parser.description, _, parser.epilog = __doc__.partition("\n\n")
     parser.add_argument("models", nargs="*", metavar="MODEL", help="default: all")
     parser.add_argument("--kind", default="fp32", choices=list(TOLERANCE), help="logits in fp32 or bf16, or gradients")
-    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU where there is one")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU if there is one, else the CPU")
     args = parse_arguments(parser)
     check_model_names(parser, args.models)
     return args

@@ -18,8 +18,8 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m scripts.export", description=__doc__, allow_abbrev=False)
     parser.add_argument("weights", metavar="WEIGHTS", help="a checkpoint of ours, or a released RSA, SDA or TSM file")
     parser.add_argument("--to", required=True, metavar="OUT", help=f"the file to write: {', '.join(ENDINGS)}")
-    parser.add_argument("--model", metavar="M", help="what WEIGHTS hold; our own files say it themselves")
-    parser.add_argument("--num_segments", metavar="T", help="frames of a clip; our own files say it themselves")
+    parser.add_argument("--model", metavar="M", help="model of WEIGHTS; only needed if the file does not say it")
+    parser.add_argument("--num_segments", metavar="T", help="frames of a clip; only needed if the file does not say it")
     parser.add_argument("--size", metavar="PX", help="height and width of a frame; default: the recipe's input_size")
     return parse_arguments(parser)
 

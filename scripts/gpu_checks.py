@@ -37,8 +37,7 @@ class Differs(Exception):
 
 
 class NotHere(Exception):
-    """This machine lacks something that the check needs. The check then counts neither as agreeing nor as differing.
-    """
+    """This machine lacks something that the check needs. The check then counts neither as agreeing nor as differing."""
 
 
 class Missing(Exception):

@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("scores", nargs="*", metavar="out.npz", help="one or two files of test_models.py --scores")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: <name>_report beside the (first) file")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: <name>_report next to the (first) file")
     parser.add_argument("--dataset", help="name of, or path to, a dataset that names the classes if the file does not")
     parser.add_argument("--verb", metavar="verb.npz", help="scores of EPIC-KITCHENS' verbs")
     parser.add_argument("--noun", metavar="noun.npz", help="scores of EPIC-KITCHENS' nouns on the same segments")

@@ -116,7 +116,7 @@ def test_the_best_checkpoint_of_a_run_is_its_own(trained):
     content = torch.load(folder / "one.pth.tar", weights_only=True)
     torch.save(content | {"best_prec1": 100.0}, folder / "record.pth.tar")
     output = train(folder, "other", "--resume", "record.pth.tar", epochs=3)
-    assert "the best accuracy so far (100.000) is another run's or list's, and starts anew" in output
+    assert "the best accuracy so far (100.000) belongs to another run or list and is not kept" in output
     best = torch.load(folder / "net_runs/other" / BEST, weights_only=True)
     results = [row["val_top1"] for row in read_log(folder / "logs/other.log")]
     assert best["best_prec1"] == max(results) and best["epoch"] == 2 + results.index(max(results))
@@ -131,7 +131,7 @@ def test_another_validation_list_starts_the_record_anew(tmp_path):
     (tmp_path / "val.txt").write_text("\n".join(lines[:-1]))
     output = train(tmp_path, "run", "--resume", "auto", epochs=2)
     assert "changed since that checkpoint: validation videos: 8 videos, crc32 " in output
-    assert "the best accuracy so far (100.000) is another run's or list's, and starts anew" in output
+    assert "the best accuracy so far (100.000) belongs to another run or list and is not kept" in output
     assert torch.load(tmp_path / "net_runs/run" / BEST, weights_only=True)["epoch"] == 2
 
 
@@ -217,7 +217,7 @@ def test_an_epoch_whose_steps_would_be_others_starts_again(tmp_path, change, sai
     result = run_inside(*resume, *words, cwd=tmp_path)
     assert result.returncode == 0, result.stdout
     assert f"changed since that checkpoint: {said}" in result.stdout
-    assert re.search(r"epoch 0 starts again, since .* changed: .* that were done are seen twice", result.stdout)
+    assert re.search(r"epoch 0 starts again, because .* changed: .* finished steps are seen twice", result.stdout)
     assert "Epoch: [0][0/" in result.stdout
 
 
