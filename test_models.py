@@ -59,7 +59,7 @@ def parse_args() -> argparse.Namespace:
     order.add_argument("--shuffle_frames", action="store_true", help="put the frames of each clip in a random order")
     order.add_argument("--reverse_frames", action="store_true", help="play each clip backwards")
     order.add_argument("--repeat_frame", type=int, metavar="K", help="repeat each clip's K-th frame (from 1) T times")
-    order.add_argument("--order_table", action="store_true", help="test in all these orders, and print the accuracy of each")
+    order.add_argument("--order_table", action="store_true", help="test in all these orders, and compare the accuracy")
     ensemble = parser.add_argument_group("ensembles")
     averages = {"choices": ["logits", "softmax"], "default": "logits"}
     ensemble.add_argument("--average", **averages, help="what is averaged (default: logits, as in the released code)")

@@ -94,8 +94,7 @@ def save(folder: Path, content: dict, is_best: bool, keep: int) -> None:
             os.fsync(file.fileno())
         part.rename(path)
         if is_best:
-            # The file stays under its second name (a hard link) when the first is deleted. Without hard links, the file
-            # is copied.
+            # A hard link stays when the first name is deleted. The file is copied if the file system has no hard links.
             try:
                 part.hardlink_to(path)
             except OSError:

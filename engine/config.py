@@ -342,7 +342,7 @@ def to_plain(recipe: Recipe) -> dict:
 
 
 def _merged(values: dict, changes: dict) -> dict:
-    """``values``, replaced by ``changes`` where both have a key. ``lr_mults`` is merged key by key."""
+    """``values`` updated with ``changes``. ``lr_mults`` is merged key by key."""
     changes = present_names(changes)
     if "lr_mults" in changes:
         factors = [coerce("lr_mults", given["lr_mults"]) for given in (values, changes) if "lr_mults" in given]

@@ -21,11 +21,11 @@ FIRST = ("conv1_weight", "conv1_bias", "weight", "bias", "bn", "fc_weight", "fc_
 def parameter_groups(model: VideoResNet, lr_mults: Mapping[str, float] | None = None, flow: bool = False) -> list[dict]:
     """Groups for ``torch.optim.SGD``. Each has ``params`` and ``name lr_mult decay_mult param_names``.
 
-    A group holds either the weights or the biases of one part of the network. The parts are the backbone, the
-    classifier (``fc``), the first convolution (``conv1``, only for ``flow``), and each part that a class declares
-    (``optim_group = "sda"``); modules inside such a module belong to its part. All norms are one group, ``bn``. With
-    ``optim_params = {"P1": "weight"}``, a class declares which of its parameters outside standard layers are weights or
-    biases. Only weights decay. Frozen parameters are in no group.
+    A group holds the parameters of one kind, such as weights or biases, of one part of the network. The parts are the
+    backbone, the classifier (``fc``), the first convolution (``conv1``, only for ``flow``), and each part that a class
+    declares (``optim_group = "sda"``); modules inside such a module belong to its part. All norms are one group,
+    ``bn``. With ``optim_params = {"P1": "weight"}``, a class declares the kind of its parameters outside standard
+    layers. Only weights decay. Frozen parameters are in no group.
 
     Args:
         lr_mults: factors of the learning rate for ``fc``, ``fc_bias``, ``sda``, ... By default, the factor is 1, or 5

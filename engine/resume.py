@@ -69,7 +69,7 @@ def go_on(state: TrainingState, start: Start, settings: dict) -> None:
         info(f"changed since that checkpoint: {key}: {one_line(before[key], 100)} -> {one_line(now[key], 100)}")
     if state.step and (others := [key for key in changed if key in STEPS_DEPEND_ON]):
         info(
-            f"epoch {state.epoch} starts again, because {' and '.join(others)} changed: its steps now have other clips, "
+            f"epoch {state.epoch} starts again, because {' and '.join(others)} changed: its steps have other clips, "
             f"so the clips of the {state.step} finished steps are seen twice"
         )
         state.restart_epoch()

@@ -184,7 +184,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("out", nargs="?", default="logs/check_gpu.md", metavar="OUT.md", help="default: %(default)s")
     parser.add_argument("--only", nargs="+", metavar="TEXT", help="only checks with one of these in their names")
     parser.add_argument("--minutes", type=float, default=8, metavar="M", help="for all checks together (default: 8)")
-    parser.add_argument("--at_once", type=int, metavar="N", help="number of programs at the same time; default: by the cores")
+    parser.add_argument("--at_once", type=int, metavar="N", help="programs at the same time (default: by the cores)")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="cpu: a rehearsal without a GPU")
     args = parse_arguments(parser)
     if not args.minutes > 0 or (args.at_once is not None and args.at_once < 1):
