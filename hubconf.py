@@ -1,4 +1,4 @@
-"""Every network by name: ``torch.hub.load(".", "tsm_r50", source="local", num_classes=174, num_segments=8)``."""
+"""Gives every network by name: ``torch.hub.load(".", "tsm_r50", source="local", num_classes=174, num_segments=8)``."""
 
 from pathlib import Path as _Path
 
@@ -6,7 +6,7 @@ import models as _models
 
 dependencies = ["torch", "torchvision"]
 
-# The hub puts this folder first on the import path, which does not help against what is imported already.
+# The hub puts this folder first on the import path, but modules that are already imported take precedence.
 _imported = getattr(_models, "__file__", None) or "a folder without __init__.py"
 if _Path(_imported).parent.resolve() != _Path(__file__).parent.resolve() / "models":
     raise ImportError(
@@ -35,5 +35,5 @@ def _entry(name: str):
     return entry
 
 
-# The hub lists whatever here is callable and has no underscore in front.
+# The hub lists every callable of this file whose name does not start with an underscore.
 globals().update({name: _entry(name) for name in _models.list_models()})

@@ -53,7 +53,7 @@ def main(args: argparse.Namespace) -> None:
             if distributed.is_main():
                 stack.enter_context(locked(folder))
             run = prepare(args, find_start(args.resume, folder, args.model), device)
-        # Nothing has been written so far, so a run that cannot start leaves nothing behind.
+        # Until here nothing is written. A run that cannot start therefore leaves no files behind.
         if distributed.is_main():
             checkpoint.open_folder(folder)
             log.open_file(log_file(args.run))
@@ -70,9 +70,9 @@ def main(args: argparse.Namespace) -> None:
             set_learning_rate(state.optimizer, lr, recipe.lr_multipliers)
             trained, tested = train_one_epoch(net, run.train_loader, state, recipe, lr, stop, saver), {}
             if is_validated(recipe, state.epoch):
-                saver.save(state)  # so that the epoch is not lost if its validation fails
+                saver.save(state)  # the epoch is then not lost if its validation fails
                 tested = validate(run.val_set, state, recipe, run.plan.per_process, stop, saver)
-            # The first validation writes a best checkpoint even at 0 %, because tests of a run look for that file.
+            # The first validation writes a best checkpoint even at 0 %, because users test a run with this file.
             is_best = bool(tested) and (tested["top1"] > state.best or not (folder / checkpoint.BEST).exists())
             state.best = tested["top1"] if is_best else state.best
             state.next_epoch()

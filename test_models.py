@@ -52,14 +52,14 @@ def parse_args() -> argparse.Namespace:
         "--mirrored_scores",
         choices=["swap", "keep"],
         default="swap",
-        help="with 10 crops: in the mirrored ones, left and right classes swap their scores, or keep them as in the "
+        help="for 10 crops: left and right classes swap their scores in mirrored crops, or keep them as in the "
         "released code (default: swap, if the class names tell the pairs)",
     )
     order = parser.add_argument_group("dependence on time")
     order.add_argument("--shuffle_frames", action="store_true", help="put the frames of each clip in a random order")
     order.add_argument("--reverse_frames", action="store_true", help="play each clip backwards")
     order.add_argument("--repeat_frame", type=int, metavar="K", help="repeat each clip's K-th frame (from 1) T times")
-    order.add_argument("--order_table", action="store_true", help="test in all these orders, and print what each costs")
+    order.add_argument("--order_table", action="store_true", help="test in all these orders, and compare the accuracy")
     ensemble = parser.add_argument_group("ensembles")
     averages = {"choices": ["logits", "softmax"], "default": "logits"}
     ensemble.add_argument("--average", **averages, help="what is averaged (default: logits, as in the released code)")
@@ -105,7 +105,7 @@ def main(args: argparse.Namespace) -> None:
                 check_list(dataset, videos, dataset.val_list, args.allow_two_labels)
                 if args.scores:
                     check_writable(args.scores)
-    with distributed.main_process_first():  # if something does not fit, only rank 0 says so
+    with distributed.main_process_first():  # only rank 0 reports an error
         members = build_members(args, dataset)
     if dataset is None:
         name_the_action(args, members, precision)
@@ -136,7 +136,7 @@ def test(
     precision: Precision,
     order: FrameOrder,
 ) -> dict[str, float]:
-    """Score every video, log the accuracy with the protocol, and write the file of ``--scores``."""
+    """Score every video, log the accuracy and the protocol, and write the file of ``--scores``."""
     scores, left_out = score_list(args, dataset, videos, members, precision, order)
     result = accuracy(scores.scores, scores.labels)
     for i, reason in sorted(left_out.items()):
@@ -189,9 +189,9 @@ def name_the_action(args: argparse.Namespace, members: list[Member], precision: 
 
 
 def split_files(value: str) -> list[str]:
-    """The files of one ``--weights``: names between commas, unless the whole is a file. A quoted name keeps its comma.
+    """The files of one ``--weights``. Names are separated by commas, unless the whole text is the name of a file.
 
-    ``a.pth,"b,c.pth"`` is two files.
+    A comma within quotes belongs to the name: ``a.pth,"b,c.pth"`` is two files.
     """
     return [value] if Path(value).is_file() else next(csv.reader([value]), [])
 

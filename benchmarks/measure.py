@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: interleaved timing, peak memory, and the line that names the machine."""
+"""Functions shared by the benchmarks: interleaved timing, peak memory, and the line that names the machine."""
 
 import ctypes
 import json
@@ -22,7 +22,10 @@ def machine(device: str) -> str:
 
 
 def medians(runs: dict[str, Callable[[], None]], rounds: int, device: str, warm_up: int = 2) -> dict[str, float]:
-    """The median seconds of each run. The runs take turns, so that a slow moment of the machine affects all of them."""
+    """The median seconds of each run.
+
+    The runs take turns. A slow moment of the machine therefore affects all of them.
+    """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for i in range(rounds + warm_up):
         for name, run in runs.items():
@@ -48,21 +51,21 @@ def peak_memory(run: Callable[[], None], device: str) -> float:
         run(), run()
         return (torch.cuda.max_memory_allocated() - before) / 1e6
     with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # reusing freed memory would not show in the peak
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak, which so far is that of imports
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # otherwise reused memory would not show in the peak
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak, which includes the imports so far
     before = _resident("VmRSS")
     run(), run()
     return _resident("VmHWM") - before
 
 
 def memory_of(module: str, *key: str, in_use: bool = False) -> float:
-    """The peak memory in MB that ``module`` prints in a process of its own, called with ``--memory_of KEY``.
+    """The peak memory in MB that ``module`` prints. It runs in a new process, with ``--memory_of KEY``.
 
-    It gets this program's arguments, too. With ``in_use``, the peak on a CPU counts only memory in use at once;
-    otherwise it includes freed memory that glibc keeps.
+    The process also gets this program's arguments. With ``in_use``, the peak on a CPU counts only memory that is in use
+    at the same time. Otherwise it includes freed memory that glibc keeps.
     """
     command = [sys.executable, "-W", "ignore", "-m", module, *sys.argv[1:], "--memory_of", json.dumps(key)]
-    given_back = {"MALLOC_MMAP_THRESHOLD_": "65536"} if in_use else {}  # larger blocks are returned when freed
+    given_back = {"MALLOC_MMAP_THRESHOLD_": "65536"} if in_use else {}  # larger blocks go back to the system when freed
     environment = os.environ | given_back
     return float(subprocess.run(command, stdout=subprocess.PIPE, check=True, env=environment).stdout)
 

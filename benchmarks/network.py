@@ -1,7 +1,7 @@
-"""Clips per second of each network as a share of plain TSN's: ``python -m benchmarks.network [MODEL ...]``.
+"""Clips per second of each network relative to plain TSN: ``python -m benchmarks.network [MODEL ...]``.
 
 The networks take turns in one process, training (``main.py``'s step) or testing, with the same clips, precision and
-memory layout. A share is a ratio of medians.
+memory layout. The relative speed is a ratio of medians.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from .training import Trainer
 
 
 def passes(model: str, backend: str, args: argparse.Namespace) -> dict[str, Callable[[], None]]:
-    """Functions for one training step and one forward pass of a network."""
+    """Two functions: one training step and one forward pass of a network."""
     settings = {"precision": args.precision, "channels_last": args.channels_last, "cudnn_benchmark": True}
     trainer = Trainer(model, settings, args)
     network, ((clips, _),) = trainer.model, trainer.batches

@@ -1,12 +1,12 @@
 """Speed and memory of each of RSA's paths at the sizes of RSANet-R50's four stages: ``python -m benchmarks.rsa``.
 
-All paths take turns in one run. Times are ratios to the plain path, which computes in the released order of operations
-in contiguous memory. The other paths get channels_last memory, as in their network. Peak memory is what a pass needs
-beyond the operator and its input: the memory in use at once, and on a CPU also the memory of the process.
+All paths take turns in one run. Times are ratios to the plain path, which uses the released order of operations and
+contiguous memory. The other paths get channels_last memory, as in their network. Peak memory is the memory that a pass
+needs in addition to the operator and its input. On a CPU, the peak of the whole process is also given.
 
-The floor of a path is the longer of two times: its multiply-adds at the rate of a dense 3x3 convolution measured in the
-same run, and moving input, output and weights through memory once at the rate of a copy. For training it is three times
-the arithmetic and twice the memory.
+The floor of a path is the longer of two times. The first is its multiply-adds at the rate of a dense 3x3 convolution
+that is measured in the same run. The second is the time to move input, output and weights through memory once, at the
+rate of a copy. Training counts three times the arithmetic and twice the memory.
 """
 
 import argparse
@@ -27,7 +27,7 @@ PASSES = ("forward", "training")
 
 
 def operator(path: str, stage: str, training: bool, args: argparse.Namespace) -> Callable[[], None]:
-    """A function that makes one pass of the operator over the same clips at each call."""
+    """A function that runs one pass of the operator. Every call uses the same clips."""
     channels, size = STAGES[stage]
     torch.manual_seed(0)
     rsa = RSA(channels, channels, backend=path).to(args.device, getattr(torch, args.dtype))
@@ -59,7 +59,7 @@ def work(stage: str, args: argparse.Namespace) -> tuple[float, float]:
 
 
 def rates(args: argparse.Namespace) -> tuple[float, float]:
-    """Multiply-adds per second of a dense 3x3 convolution, and bytes per second that a copy reads and writes."""
+    """Multiply-adds per second of a dense 3x3 convolution, and bytes per second (read and written) of a copy."""
     dtype = getattr(torch, args.dtype)
     frames = args.clips * args.num_segments
     x = torch.randn(frames, 256, 28, 28).to(args.device, dtype, memory_format=torch.channels_last)

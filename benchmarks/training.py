@@ -1,8 +1,9 @@
-"""Time and memory that each training option costs or saves: ``python -m benchmarks.training [MODEL ...]``.
+"""Time and memory cost of each training option: ``python -m benchmarks.training [MODEL ...]``.
 
 Each option is compared with the plain path (fp32, contiguous memory, not compiled). The settings take turns in one
-process, so that a slow moment of the machine affects all of them. A ratio is a ratio of medians. Peak memory is that of
-two steps, beyond the network itself: on a CPU of one process per setting, on a GPU as PyTorch counts it.
+process, so a slow moment of the machine affects all of them. Ratios are ratios of medians. Peak memory is the memory
+that two steps need in addition to the network. On a CPU it is measured in one process per setting; on a GPU PyTorch
+counts it.
 """
 
 import argparse
@@ -45,7 +46,7 @@ GPU = {
 
 
 class Trainer:
-    """A network and one fixed batch. Each call is a training step as in main.py."""
+    """A network and one fixed batch. Each call runs one training step as in main.py."""
 
     def __init__(self, model: str, settings: dict, args: argparse.Namespace):
         self.device = torch.device(args.device)
@@ -64,8 +65,8 @@ class Trainer:
         self.batches = [(clips[part], labels[part]) for part in parts]
 
     def __call__(self) -> None:
-        """Make one step."""
-        # One process holds the trainers of all settings, and these are switches of the process.
+        """Run one step."""
+        # These switches belong to the process, and one process holds the trainers of all settings.
         torch.backends.cudnn.benchmark = self.recipe.cudnn_benchmark
         self.precision.apply()
         train_step(self.model, self.batches, self.optimizer, self.plan, self.precision, clip_gradient=100.0)

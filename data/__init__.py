@@ -1,4 +1,4 @@
-"""From a list line to a uint8 clip tensor."""
+"""Reads clips: from a line of a list file to a uint8 tensor."""
 
 from .dataset import EvalDataset, TrainDataset, collate
 from .description import DatasetConfig, list_datasets, load_dataset_config

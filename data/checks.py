@@ -1,4 +1,4 @@
-"""Findings about lists: what a person should know before a list is used, and what may make its accuracy worthless."""
+"""Checks of list files: they find what a user should know, and what may make a measured accuracy worthless."""
 
 import os
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ MOST_CLASSES_NAMED = 5
 
 
 class Finding(NamedTuple):
-    """One kind of oddity in a list and how often it occurs, in one line.
+    """One kind of oddity in a list. ``text`` is one line that says what it is and how often it occurs.
 
-    ``kind``: ``"repeated"``, ``"two_labels"`` and ``"empty_classes"`` of one list, ``"overlap"`` of two.
+    ``kind`` is ``"repeated"``, ``"two_labels"`` or ``"empty_classes"`` for one list, and ``"overlap"`` for two lists.
     """
 
     kind: str
@@ -57,7 +57,7 @@ def list_findings(
 
 
 def overlap_findings(train: list[Video], val: list[Video], root: str) -> list[Finding]:
-    """A finding if videos of the validation list are in the training list, too."""
+    """One finding if the training list holds videos of the validation list; otherwise no finding."""
     trained = dict(_named(train, root))
     both = [(trained[name], video) for name, video in _named(val, root) if name in trained]
     if not both:
@@ -71,7 +71,7 @@ def overlap_findings(train: list[Video], val: list[Video], root: str) -> list[Fi
 
 
 def _named(videos: list[Video], root: str) -> Iterator[tuple[str, Video]]:
-    """Each video with its full path, by which videos are compared; no file is opened."""
+    """The full path of each video, with the video. Videos are the same if their paths are. No file is opened."""
     return ((os.path.normpath(os.path.join(root, video.path)), video) for video in videos)
 
 

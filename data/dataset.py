@@ -15,11 +15,11 @@ from .video_list import DataError, Video
 
 
 class TrainDataset(Dataset):
-    """Random clips: ``dataset[epoch, i] -> (uint8 (T, C, S, S), label, i)``, C the modality's ``stored_channels``.
+    """Random clips: ``dataset[epoch, i] -> (uint8 (T, C, S, S), label, i)``, where C is ``modality.stored_channels``.
 
-    What is drawn depends on seed, epoch and i only, not on workers or processes. If a video cannot be read, the item is
-    a ``DataError`` instead: it is returned, not raised, so that ``collate`` can bring it out of a loading process as
-    one line.
+    The random numbers depend only on seed, epoch and i, not on workers or processes. If a video cannot be read, the
+    item is a ``DataError``. It is returned and not raised, because ``collate`` then passes it on to the main process,
+    which reports it in one line.
 
     Errors: ``DataError`` if the source does not hold what the modality reads.
     """
@@ -64,8 +64,9 @@ class TrainDataset(Dataset):
 class EvalDataset(Dataset):
     """All views of a video: ``dataset[i] -> (uint8 (V, T, C, S, S), label, i)``, V = crops x clips.
 
-    A video that cannot be read is a ``DataError``, as in ``TrainDataset``. The last ``mirrored_views`` of the V are
-    mirror images; ``mirror_pairs`` says which classes exchange their scores there (none unless given).
+    If a video cannot be read, the item is a ``DataError``, as in ``TrainDataset``. The last ``mirrored_views`` of the V
+    views are mirror images. ``mirror_pairs`` says which classes exchange their scores in these views; by default none
+    do.
 
     Errors: ``DataError`` if the source does not hold what the modality reads.
     """
@@ -108,8 +109,8 @@ class EvalDataset(Dataset):
     def views(self, i: int) -> Tensor:
         """All views of the i-th video, uint8 (V, T, C, S, S).
 
-        Errors: ``DataError``, which does not say where the list names the video, if it cannot be read or if the crop
-        does not fit into its frames.
+        Errors: ``DataError`` if the video cannot be read or if the crop does not fit into its frames. The message does
+        not name the line of the list.
         """
         video, modality, t = self.videos[i], self.modality, self.num_segments
         n = self.source.length(video)
@@ -123,7 +124,7 @@ class EvalDataset(Dataset):
 
 
 class BadVideo(DataError):
-    """What is wrong with the i-th video; it can be pickled, so that it reaches the main process from a worker."""
+    """The error of the i-th video. It can be pickled, because a worker sends it to the main process."""
 
     def __init__(self, message: str, index: int):
         super().__init__(message, index)
@@ -134,7 +135,7 @@ class BadVideo(DataError):
 
 
 def collate_good(items: list) -> tuple[list[Tensor] | None, dict[int, str]]:
-    """A batch of the items that could be read (``None`` if there is none), and why the others could not be read."""
+    """A batch of the items that could be read, or ``None``; and the reasons why the others could not be read."""
     good = [item for item in items if not isinstance(item, DataError)]
     return (default_collate(good) if good else None), {
         item.index: str(item) for item in items if isinstance(item, DataError)

@@ -19,10 +19,10 @@ MOST_CLASSES = 1_000_000
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """One dataset. In a file, relative paths count from the file's folder.
+    """One dataset. In a dataset's file, relative paths start at the folder of that file.
 
-    ``source`` is the kind of place that holds the frames: ``folder`` (image files named by ``image_tmpl``), ``video``
-    (video files, which need no ``image_tmpl``), or a kind of ``register_source``.
+    ``source`` says where the frames come from: ``folder`` (image files named by ``image_tmpl``), ``video`` (video
+    files, which need no ``image_tmpl``), or a name given to ``register_source``.
     """
 
     name: str
@@ -36,13 +36,13 @@ class DatasetConfig:
 
     @property
     def mirror_pairs(self) -> dict[int, int]:
-        """label -> label that a horizontal flip turns it into."""
+        """label -> the label that a horizontal flip turns it into."""
         return mirror_pairs(self.categories)
 
     def open_source(self) -> FrameSource:
         """The source of the frames.
 
-        Errors: ``DataError`` for an unknown kind or settings that it cannot use.
+        Errors: ``DataError`` for an unknown kind of source, or for settings that the source cannot use.
         """
         return sources.open_source(self)
 
@@ -53,9 +53,10 @@ def list_datasets() -> list[str]:
 
 
 def load_dataset_config(dataset: str, **overrides: str | None) -> DatasetConfig:
-    """A dataset by name or YAML path; ``overrides`` (root, train_list, val_list, image_tmpl) that are not None win.
+    """A dataset by its name or by the path of its YAML file.
 
-    ``toy_something`` is drawn on first use.
+    ``overrides`` (root, train_list, val_list, image_tmpl) replace values of the file unless they are None.
+    ``toy_something`` is drawn when it is first used.
 
     Errors: ``DataError`` that names the file, the key and a remedy.
     """
@@ -79,7 +80,7 @@ def load_dataset_config(dataset: str, **overrides: str | None) -> DatasetConfig:
 
 
 def _as_seen_from_here(folder: Path) -> Path:
-    """The path relative to the working folder if it lies inside, so that messages do not depend on the machine."""
+    """The path relative to the working folder if it lies inside. Messages then do not depend on the machine."""
     folder, here = folder.resolve(), Path.cwd()
     return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
@@ -111,7 +112,10 @@ def _read(path: Path) -> dict:
 
 
 def _check_source(config: DatasetConfig, path: Path) -> None:
-    """Errors: ``DataError``. Whether the source suits the modality is known when a modality is chosen."""
+    """Check that the source can be opened. Whether it holds what a modality reads is checked later.
+
+    Errors: ``DataError``.
+    """
     try:
         config.open_source()
     except DataError as error:

@@ -1,4 +1,4 @@
-"""Frames and optical flow from folders of image files, one folder a video."""
+"""Frames and optical flow from folders of image files, one folder per video."""
 
 import os
 import re
@@ -13,10 +13,10 @@ from .image_file import open_image
 from .messages import reason, shown
 from .video_list import DataError, Video
 
-# A field of a template: its place or nothing, and a width of at most 20. Anything else that Python can format, such as
-# {0.__class__} or {:0999999999d}, is no frame number.
+# A field of a template may hold its place and a width of at most 20. Other fields that Python can format, such as
+# {0.__class__} or {:0999999999d}, are not frame numbers.
 _FIELD = re.compile(r"[0-2]?:0?(1?[0-9]|20)?[ds]?")
-# Values for the fields of a template, by their count: each choice must give another file name.
+# Values for the fields of a template, by the number of fields. Each of them must give a different file name.
 _TRIALS = {
     1: [(1,), (2,)],
     2: [("x", 1), ("y", 1), ("x", 2)],
@@ -27,10 +27,13 @@ _TRIALS = {
 class FrameFolder(FrameSource):
     """Image files ``root/<path of the list line>/<image_tmpl with the frame's number>``.
 
-    The template also tells how flow is stored. One field: packed, as the red and the green of one file. Two: an x and a
-    y file. Three: the same with the folder's number in front (Something-Something V1); the list may write the folder
-    in another way than the files' names, ``42`` for ``000042``. For flow a list gives the number of flow frames, not of
-    files: TSM's lists of the third form count x and y files, and its code halves the count, so write half of it here.
+    The number of fields in the template also says how flow is stored. With one field, x and y are packed into the red
+    and green channels of one file. With two fields, x and y are separate files. With three fields they are separate
+    files whose names begin with the folder's number (Something-Something V1). The list may then write this number in
+    another form, such as ``42`` for ``000042``.
+
+    For flow, the list gives the number of flow frames, not of files. TSM's lists of the third form count x and y files,
+    and TSM's code halves that count. Write the halved count in the list here.
 
     Errors: ``DataError`` for a template without a frame number.
     """
@@ -43,7 +46,10 @@ class FrameFolder(FrameSource):
         return self.image_tmpl
 
     def check(self, modality: str) -> None:
-        """Errors: ``DataError`` if the template names flow files and this modality reads frames."""
+        """Check that the template fits the modality.
+
+        Errors: ``DataError`` if the template names flow files and the modality reads frames.
+        """
         if self.fields > 1 and modality != "Flow":
             raise DataError(
                 f"image_tmpl {self.image_tmpl!r} names x and y files of flow, not frames for {modality}; "
@@ -53,15 +59,15 @@ class FrameFolder(FrameSource):
     def decode(self, video: Video, numbers: list[int]) -> Iterator[tuple[str, Image.Image]]:
         """RGB frames.
 
-        Errors: ``DataError`` for a missing folder or frame, and for what ``open_image`` refuses.
+        Errors: ``DataError`` if a folder or frame is missing, or if ``open_image`` refuses a file.
         """
         for number in numbers:
             yield self._open(video, self.root / video.path, self.image_tmpl.format(number), "RGB")
 
     def decode_flow(self, video: Video, numbers: list[int]) -> Iterator[tuple[str, Image.Image]]:
-        """x and y of each number.
+        """The x image and the y image for each number.
 
-        Errors: those of ``decode``, and ``DataError`` for a grey file where x and y should be packed.
+        Errors: the errors of ``decode``, and ``DataError`` for a grey file that should hold x and y.
         """
         folder = self.root / video.path  # an absolute path replaces root
         before: tuple[int, ...] = ()
@@ -78,7 +84,7 @@ class FrameFolder(FrameSource):
                     yield self._open(video, folder, self.image_tmpl.format(*before, axis, number), "L", flow=True)
 
     def _open(self, video: Video, folder: Path, name: str, mode: str, flow: bool = False) -> tuple[str, Image.Image]:
-        """The file with its folder, for messages, and its image."""
+        """The path of the file, which messages name, and its image."""
         file = folder / name
         try:
             return str(file), open_image(file, mode, self.image_tmpl if flow else None)
@@ -88,7 +94,7 @@ class FrameFolder(FrameSource):
             raise DataError(self._what_is_missing(video, folder, name)) from None
 
     def _numbered(self, folder: Path) -> tuple[Path, int]:
-        """The folder of a video whose files begin with its number, and this number."""
+        """The folder of a video, and its number. The names of the folder's files begin with this number."""
         if not folder.name.isdecimal():
             raise DataError(
                 f"folder {folder.name!r} is not a number, which image_tmpl {self.image_tmpl!r} begins with; "
@@ -114,10 +120,10 @@ class FrameFolder(FrameSource):
 
 
 def template_fields(image_tmpl: str) -> int:
-    """How many fields the names of a video's files have.
+    """The number of fields in the names of a video's files.
 
-    1: the number, ``{:05d}.jpg``; 2: x or y and the number, ``flow_{}_{:05d}.jpg``; 3: the folder's number before
-    these, ``{:06d}-{}_{:05d}.jpg``.
+    One field is the frame number, ``{:05d}.jpg``. Two fields are x or y and the frame number, ``flow_{}_{:05d}.jpg``.
+    Three fields are the folder's number, x or y, and the frame number, ``{:06d}-{}_{:05d}.jpg``.
 
     Errors: ``DataError`` for any other template.
     """

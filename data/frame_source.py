@@ -1,4 +1,4 @@
-"""What a dataset asks of the place where its frames are stored."""
+"""The interface between a dataset and the place where its frames are stored."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -10,35 +10,35 @@ from .video_list import DataError, Video
 
 
 class FrameSource(ABC):
-    """The frames of videos by their numbers; a subclass defines ``decode``, and ``decode_flow`` if it holds flow.
+    """The frames of videos by their numbers. A subclass defines ``decode``, and also ``decode_flow`` if it holds flow.
 
-    ``str(source)`` names the source in the log. A source is made while a dataset's description is read, and each
-    loading process works on its own copy of it. So ``__init__`` opens no file; ``decode`` opens what it needs.
+    ``str(source)`` names the source in the log. A source is made when a dataset's description is read, and each loading
+    process gets its own copy. Therefore ``__init__`` must not open files; ``decode`` opens the files that it needs.
     """
 
     flow_form: str | None = None  # how the flow is stored, in words for the log; None if the source holds no flow
 
     def length(self, video: Video) -> int:
-        """The number of frames (of flow frames for flow): the one of the list line, unless a subclass knows better.
+        """The number of frames (for flow, of flow frames). By default it is the number in the list.
 
-        Errors: ``DataError`` if a subclass cannot tell.
+        Errors: ``DataError`` if a subclass cannot find the number.
         """
         return video.num_frames
 
     def frames(self, video: Video, numbers: list[int]) -> list[Image.Image]:
-        """The RGB frames with these numbers (from 1), in the order asked; a number that repeats is decoded once.
+        """The RGB frames with these numbers (from 1), in this order. A number that repeats is decoded only once.
 
-        Errors: ``DataError`` if a frame is missing or cannot be read, or if the frames have several sizes. The message
-        does not say where the list names the video: the dataset adds that.
+        Errors: ``DataError`` if a frame is missing or cannot be read, or if the frames have different sizes. The
+        message does not name the line of the list, because the dataset adds it.
         """
         wanted = sorted(set(numbers))
         images = dict(zip(wanted, _checked(self.decode(video, wanted), "RGB"), strict=True))
         return [images[number] for number in numbers]
 
     def flow(self, video: Video, numbers: list[int]) -> list[Image.Image]:
-        """The optical flow with these numbers (from 1), in the order asked: for each two grey images, x and then y.
+        """The optical flow with these numbers (from 1), in this order. Each number gives two grey images, x and then y.
 
-        Errors: those of ``frames``.
+        Errors: the errors of ``frames``.
         """
         wanted = sorted(set(numbers))
         images = _checked(self.decode_flow(video, wanted), "L")
@@ -46,7 +46,10 @@ class FrameSource(ABC):
         return [image for number in numbers for image in pairs[number]]
 
     def check(self, modality: str) -> None:
-        """Errors: ``DataError`` if the source does not hold what this modality (a name) reads."""
+        """Check that the source holds what the modality with this name reads.
+
+        Errors: ``DataError`` if it does not.
+        """
         if modality == "Flow" and self.flow_form is None:
             raise DataError(
                 f"modality Flow reads optical flow, which this source ({self}) does not hold; choose modality RGB or "
@@ -55,13 +58,13 @@ class FrameSource(ABC):
 
     @abstractmethod
     def decode(self, video: Video, numbers: list[int]) -> Iterable[tuple[str, Image.Image]]:
-        """For each of these numbers, which ascend without a repeat: a name for messages and the RGB image.
+        """A name (for messages) and the RGB image for each number. The numbers ascend and do not repeat.
 
         Errors: ``DataError`` if an image is missing or cannot be read.
         """
 
     def decode_flow(self, video: Video, numbers: list[int]) -> Iterable[tuple[str, Image.Image]]:
-        """For each of these numbers the same of x and then of y, as grey images (mode L)."""
+        """A name and a grey image (mode L) for the x of each number and then for its y, in the order x, y, x, y, ..."""
         raise NotImplementedError(f"{type(self).__name__} holds no flow")
 
     def __str__(self) -> str:
@@ -69,9 +72,10 @@ class FrameSource(ABC):
 
 
 def _checked(decoded: Iterable[tuple[str, Image.Image]], mode: str) -> list[Image.Image]:
-    """The images.
+    """The images without their names.
 
-    Errors: ``DataError`` for several sizes; ``TypeError``, a bug of the source, for another mode.
+    Errors: ``DataError`` if their sizes differ; ``TypeError`` if an image has another mode, which is a bug of the
+    source.
     """
     sizes, images = {}, []
     for name, image in decoded:

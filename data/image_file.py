@@ -8,10 +8,10 @@ from PIL import ExifTags, Image, ImageMode
 
 from .video_list import DataError
 
-# Training crops are 1, 0.875, 0.75 and 0.66 of the short side. Of 8 px these are four different sizes; of 1 px all but
-# the first are empty, and the network would train on black. A JPEG block has 8 x 8 px, too.
+# Training crops are 1, 0.875, 0.75 and 0.66 of the short side. With 8 px these are four different sizes. With 1 px all
+# but the first are empty, and the network would train on black. A JPEG block also has 8 x 8 px.
 MIN_SIDE = 8
-# With a short side of 256 px after the resize, such a frame takes 50 MB. Real videos are at most about 4 times as wide.
+# A frame with this ratio takes 50 MB if its short side is resized to 256 px. Real videos have ratios up to about 4.
 MAX_ASPECT = 256
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -21,17 +21,18 @@ _TURNS = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}  # EXIF's orientation -> the operation that brings the stored image upright
+}  # EXIF's orientation -> the operation that turns the stored image upright
 
 
 def open_image(file: Path, mode: str = "RGB", flow: str | None = None) -> Image.Image:
-    """The image of a file in ``mode`` (RGB or L), turned as its EXIF data say, so as a viewer shows it.
+    """The image of a file in ``mode`` (RGB or L), turned as its EXIF data say, as a viewer shows it.
 
-    16-bit RGB becomes 8-bit RGB by its upper bytes (Pillow's reading). ``flow``: the image_tmpl if the file holds flow;
-    RGB is packed flow then.
+    16-bit RGB becomes 8-bit RGB, because Pillow keeps the upper byte of each value. ``flow`` is the image_tmpl if the
+    file holds flow, otherwise None. An RGB file of flow is packed flow.
 
-    Errors: ``DataError`` that begins with the file's name, if the file is not a whole image, has other than 8 bits a
-    channel, has a size that allows no crops, is flow with an orientation, or is grey where flow is packed.
+    Errors: ``DataError``, which begins with the file's name. Reasons are: the file is not a complete image, does not
+    have 8 bits per channel, or has a size that allows no crops. Flow must not have an EXIF orientation, and packed flow
+    must not be grey.
     """
     try:
         with Image.open(file) as image:
@@ -56,9 +57,9 @@ def open_image(file: Path, mode: str = "RGB", flow: str | None = None) -> Image.
 
 
 def check_size(name: object, size: tuple[int, int]) -> None:
-    """``size``: (width, height) of the frame ``name``.
+    """Check the ``size``, (width, height), of the frame ``name``.
 
-    Errors: ``DataError`` if no crops can be cut from this size.
+    Errors: ``DataError`` if crops cannot be cut from this size.
     """
     width, height = size
     shape = f"{name} is {width}x{height} px (width x height)"
@@ -69,9 +70,10 @@ def check_size(name: object, size: tuple[int, int]) -> None:
 
 
 def check_sizes(sizes: Mapping[str, tuple[int, int]]) -> None:
-    """``sizes``: (width, height) of a video's frames by their names.
+    """Check that all frames of a video have one size. ``sizes`` maps each frame's name to (width, height).
 
-    Errors: ``DataError`` that names a frame whose size is not that of most frames, because one crop is cut from all.
+    Errors: ``DataError`` that names a frame whose size differs from the size of most frames. One crop is cut from all
+    frames, so one size is needed.
     """
     if len(set(sizes.values())) <= 1:
         return
@@ -83,7 +85,11 @@ def check_sizes(sizes: Mapping[str, tuple[int, int]]) -> None:
 
 
 def _check_bits(file: Path, mode: str) -> None:
-    """Errors: ``DataError`` for a mode whose values Pillow would cut off at 255, or below 1, on the way to 8 bits."""
+    """Check that an image has 8 bits per channel or fewer.
+
+    Errors: ``DataError`` for a mode whose values Pillow would clip at 255, or round to 0, when it converts them to 8
+    bits.
+    """
     kind = ImageMode.getmode(mode).typestr  # as numpy's: "|u1" 8 bits, "|b1" black and white, "<u2", "<i4", "<f4"
     if kind[1:] not in ("u1", "b1"):
         raise DataError(
@@ -93,8 +99,11 @@ def _check_bits(file: Path, mode: str) -> None:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """The operation that brings the image upright by its EXIF data. Unreadable data turn nothing, as in a viewer."""
+    """The operation that turns the image upright by its EXIF data.
+
+    If these cannot be read, the image stays, as in a viewer.
+    """
     try:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # Pillow's EXIF reader has no error type of its own
+    except Exception:  # Pillow's EXIF reader can raise many types
         return None

@@ -19,9 +19,9 @@ _WORD = re.compile(r"\b(" + "|".join(MIRROR_WORDS) + r")\b")  # for lower case
 
 
 def read_categories(categories: list[str] | str | Path | None, num_classes: int) -> list[str] | None:
-    """Class names in label order, from a list or from a UTF-8 file with one name a line.
+    """Class names in label order, from a list or from a UTF-8 file with one name per line.
 
-    Errors: ``DataError`` if the file cannot be read, the count is not ``num_classes``, a name stands twice, or a name
+    Errors: ``DataError`` if the file cannot be read, the count is not ``num_classes``, a name appears twice, or a name
     holds a control character.
     """
     if categories is None:
@@ -45,13 +45,13 @@ def read_categories(categories: list[str] | str | Path | None, num_classes: int)
 
 
 def mirror_pairs(names: list[str] | None) -> dict[int, int]:
-    """label -> label of the same name with left/right (and clockwise/counterclockwise) exchanged.
+    """label -> the label whose name has left/right (and clockwise/counterclockwise) exchanged.
 
-    The pairs are found by their names, because label numbers depend on the order of the list (the often used 86/87,
-    93/94, 166/167 hold for alphabetical order only). A name with such a word but without a partner ("pulling it right
+    Pairs are found by class names, because label numbers depend on the order of the list. (The often used 86/87, 93/94,
+    166/167 are correct only for alphabetical order.) A name with such a word but without a partner ("pulling it right
     out") has no pair.
 
-    Errors: ``DataError`` for a name that mirrors into another one, which does not mirror back.
+    Errors: ``DataError`` if a name mirrors into another name that does not mirror back.
     """
     if names is None:
         return {}
@@ -71,7 +71,7 @@ def mirror_pairs(names: list[str] | None) -> dict[int, int]:
 
 
 def describe_flip(policy: str, names: list[str] | None, pairs: dict[int, int]) -> str:
-    """One line for the log: the policy and the pairs of classes it uses."""
+    """One line for the log that names the policy and the pairs of classes that it uses."""
     if policy == "none":
         return "flip: none"
     if names is None:

@@ -1,9 +1,12 @@
-"""A user's values in messages: always one short line, even if a value is long or holds odd characters."""
+"""Shows a user's values in messages.
+
+The text is always one short line, even if a value is long or has odd characters.
+"""
 
 import re
 import reprlib
 
-# No file name or class name needs these, and they would break the line of a message or a log. A tab is allowed.
+# File names and class names do not need these characters. They would break the line of a message. Tabs are allowed.
 CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 LONGEST_PATH = 4096  # Linux opens no longer path
 
@@ -24,7 +27,10 @@ shown = _Short().repr
 
 
 def one_line(text: object, longest: int = 300) -> str:
-    """Text without quotes (a file's name, the words of another error) in one line, shortened in its middle."""
+    """Text without quotes (a file's name, the text of another error) in one line.
+
+    Long text is shortened in its middle.
+    """
     text = str(text)
     if len(text) > longest:
         text = f"{text[: longest // 2]}...{text[-(longest // 2) :]}"
@@ -32,12 +38,12 @@ def one_line(text: object, longest: int = 300) -> str:
 
 
 def reason(error: Exception) -> str:
-    """Why a file cannot be read, without the file's name, which the message holds already."""
+    """The reason why a file cannot be read, without the file's name, because the message already names the file."""
     return one_line(" ".join(str(getattr(error, "strerror", None) or error).split()))
 
 
 def path_problem(path: str) -> str | None:
-    """What is wrong with a path or name as written in a list or a dataset's file; ``None`` if it is good."""
+    """What is wrong with a path or name in a list or a dataset's file; ``None`` if nothing is."""
     if not path.strip():
         return "is empty"
     if CONTROL.search(path):

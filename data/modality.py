@@ -1,6 +1,7 @@
 """What a network sees of a segment: a frame (RGB), differences of frames (RGBDiff) or optical flow (Flow).
 
-TSN's three modalities as TSM's code has them; RGBDiff is the one without the frame itself ("keep_rgb" off).
+These are TSN's three modalities as TSM's code implements them. RGBDiff holds only differences and not the frame itself
+(TSM's "keep_rgb" is off).
 """
 
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ FLOW_MEAN, FLOW_STD = 0.5, sum(IMAGENET_STD) / 3
 class Modality:
     """One of ``MODALITIES``.
 
-    ``data_length``, L: flow frames or differences in a segment. For RGB a segment is one frame, and L is always 1.
+    ``data_length`` is L, the number of flow frames or differences in a segment. For RGB, L is always 1: one frame.
 
     Errors: ``DataError`` for an unknown name and a length below 1.
     """
@@ -37,7 +38,7 @@ class Modality:
         if self.data_length < 1:
             raise DataError(f"data_length {self.data_length} must be at least 1; {DATA_LENGTH} is usual")
         if self.name == "RGB":
-            object.__setattr__(self, "data_length", 1)  # any length that was asked for, so that all RGB are equal
+            object.__setattr__(self, "data_length", 1)  # any given length is replaced; all RGB objects are equal
 
     @property
     def is_flow(self) -> bool:
@@ -45,26 +46,26 @@ class Modality:
 
     @property
     def frames_per_segment(self) -> int:
-        """How many consecutive frames are read for a segment."""
+        """The number of consecutive frames that are read for a segment."""
         return self.data_length + (self.name == "RGBDiff")
 
     @property
     def stored_channels(self) -> int:
-        """uint8 channels of a segment in a dataset's clips."""
+        """The number of uint8 channels of a segment in a dataset's clips."""
         return self.frames_per_segment * (2 if self.is_flow else 3)
 
     @property
     def channels(self) -> int:
-        """Channels of a segment as the network sees it, its ``in_channels``."""
+        """The number of channels of a segment that the network sees (its ``in_channels``)."""
         return self.data_length * (2 if self.is_flow else 3)
 
     @property
     def scales(self) -> tuple[float, ...]:
-        """The scales of training crops. For flow and differences TSM leaves the smallest one out."""
+        """The scales of training crops. For flow and differences, TSM leaves out the smallest scale."""
         return SCALES if self.name == "RGB" else SCALES[:3]
 
     def describe(self, source: FrameSource) -> str:
-        """One line for the log: what is read from the source and what the network sees."""
+        """One line for the log that says what is read from the source and what the network sees."""
         read = {
             "RGB": "one frame a segment",
             "RGBDiff": f"{self.data_length} differences of {self.frames_per_segment} frames a segment",
@@ -75,7 +76,7 @@ class Modality:
     def read(self, video: Video, numbers: list[int], source: FrameSource) -> list[Image.Image]:
         """The images of the segments that begin at these numbers: RGB frames, or grey flow x, y, x, y, ...
 
-        Errors: those of the source.
+        Errors: the errors of the source.
         """
         numbers = sampling.consecutive(numbers, source.length(video), self.frames_per_segment)
         return source.flow(video, numbers) if self.is_flow else source.frames(video, numbers)
@@ -83,8 +84,9 @@ class Modality:
     def normalise(self, clips: Tensor) -> Tensor:
         """uint8 (..., stored_channels, H, W) on any device -> float32 (..., channels, H, W).
 
-        RGB: ImageNet's mean and standard deviations. Flow: no motion becomes 0, and the divisor is the mean of these
-        deviations. RGBDiff: each frame less the one before, both in [0, 1], without a divisor.
+        RGB uses ImageNet's means and standard deviations. For Flow, no motion becomes 0, and the divisor is the mean of
+        these standard deviations. For RGBDiff, both frames are scaled to [0, 1] and the earlier one is subtracted from
+        the later one, without a divisor.
         """
         if self.name == "RGB":
             return normalise(clips)

@@ -1,4 +1,4 @@
-"""A single video that is in no list: a file or a folder of frames, as a list of one with its source."""
+"""A single video that is in no list. It is a file or a folder of frames, and is used like a list of one video."""
 
 import os
 import re
@@ -20,7 +20,7 @@ SHOWN_GAPS = 5
 class OneVideo(FrameSource):
     """The frames of one video.
 
-    ``num_frames``; ``size``, (height, width) as a player or viewer shows the frames; ``notes``, lines for the log.
+    ``size`` is (height, width) as a player or viewer shows the frames. ``notes`` are lines for the log.
     """
 
     num_frames: int
@@ -34,20 +34,20 @@ class OneVideo(FrameSource):
     def _checked(self, first: str, images: dict[str, Image.Image]) -> Iterable[tuple[str, Image.Image]]:
         """The images with their names.
 
-        Errors: ``DataError`` unless they have the ``size`` of the ``first`` image.
+        Errors: ``DataError`` if their size is not ``self.size``, which is the size of the image named ``first``.
         """
         check_sizes({first: self.size[::-1]} | {name: image.size for name, image in images.items()})
         return images.items()
 
 
 def open_one_video(path: str | Path) -> tuple[Video, OneVideo, list[str]]:
-    """The video of a file or a folder (label 0, ``where`` its path), its source, and lines for the log.
+    """The video of a file or folder (its label is 0, its ``where`` is the path), its source, and lines for the log.
 
-    A folder's images are its frames in natural order (1, 2, 10). A file is decoded twice, to count its frames and to
-    read some of them, so that a long video does not fill the memory.
+    The images of a folder are its frames in natural order (1, 2, 10). A file is decoded twice: first to count its
+    frames, then to read some of them. A long video therefore does not fill the memory.
 
-    Errors: ``DataError`` that begins with the path, for a path where nothing is, for no video, two images of one
-    number, frames of several sizes, and for a file if PyAV is not installed.
+    Errors: ``DataError``, which begins with the path. Reasons are: nothing is there, it is not a video, two images have
+    the same number, frames have different sizes, or PyAV is not installed and a file is given.
     """
     path = Path(path)
     try:
@@ -90,14 +90,16 @@ class _Folder(OneVideo):
 
 
 def _natural(text: str) -> list[str | int]:
-    """A key that sorts 2 before 10: text and numbers in turn."""
+    """A sort key that puts 2 before 10. It is a list of text and numbers in turn."""
     return [int(part) if i % 2 else part.casefold() for i, part in enumerate(re.split(r"(\d+)", text))]
 
 
 def _gaps(files: list[Path]) -> str:
-    """The missing numbers, in words. The last number of a name counts, among names that are alike without it.
+    """A text that says which frame numbers are missing; empty if none are.
 
-    Errors: ``DataError`` for two files of one number.
+    The frame number is the last number in a file's name. It is compared with the files whose names are otherwise equal.
+
+    Errors: ``DataError`` if two files have the same number.
     """
     series: dict[tuple, dict[int, Path]] = {}
     for file in files:

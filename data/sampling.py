@@ -1,11 +1,12 @@
-"""Which frames of a video make a clip. Frame numbers count from 1; n is the video's length, T the number of segments.
+"""Chooses the frames of a clip. Frame numbers start at 1. n is the video's length, T the number of segments.
 
-A segment's number p stands for ``length`` consecutive frames from p on (1 for RGB, more for flow and differences). So
-only the first ``n - length + 1`` frames can begin a segment.
+Each segment is given by the number p of its first frame. It consists of ``length`` consecutive frames from p on
+(``length`` is 1 for RGB, larger for flow and differences). Therefore only the first ``n - length + 1`` frames can begin
+a segment.
 
-The released rules differ on short videos. If no more than T frames can begin a segment, ``"first_frame"`` repeats frame
-1 (RSA's validation and test, SDA's and TSM's validation), and ``"spread"`` spreads these frames over the segments
-(SDA's and TSM's test).
+The released codes treat short videos differently. A video is short if at most T frames can begin a segment.
+``"first_frame"`` then repeats frame 1 (RSA's validation and test, SDA's and TSM's validation). ``"spread"`` spreads
+these frames over the segments (SDA's and TSM's test).
 """
 
 from dataclasses import dataclass
@@ -20,10 +21,10 @@ CLIPS = (1, 2, DENSE_CLIPS)
 
 @dataclass(frozen=True)
 class FrameOrder:
-    """A change of the order of a test clip's frames, which shows how much of an accuracy depends on that order.
+    """Changes the order of the frames of a test clip, to measure how much the accuracy depends on the order.
 
-    ``name``: ``"as it is"``, ``"reverse"``, ``"shuffle"`` (a random order, whose seed is the video's place in the list)
-    or ``"repeat"`` (the ``frame``-th of the T frames, from 1, T times).
+    ``name`` is ``"as it is"``, ``"reverse"``, ``"shuffle"`` or ``"repeat"``. The seed of a shuffle is the video's place
+    in the list. ``"repeat"`` replaces all T frames by the ``frame``-th one, counted from 1.
     """
 
     name: str
@@ -51,11 +52,11 @@ class FrameOrder:
 
     @property
     def suffix(self) -> str:
-        """What is added to a line that states a protocol: nothing for the usual order."""
+        """The text that is added to a line about a protocol; empty for the usual order."""
         return "" if self.name == "as it is" else f" (frames {self})" if self.name != "repeat" else f" ({self})"
 
     def file_name(self, path: str) -> Path:
-        """``out.npz`` -> ``out_reverse.npz``; for the usual order the name stays."""
+        """``out.npz`` -> ``out_reverse.npz``; the usual order does not change the name."""
         file = Path(path)
         return file if self.name == "as it is" else file.with_name(f"{file.stem}_{self.name}{file.suffix}")
 
@@ -64,16 +65,17 @@ AS_IT_IS = FrameOrder("as it is")
 
 
 def random_segments(n: int, num_segments: int, rng: np.random.Generator, length: int = 1) -> list[int]:
-    """Training: a random frame of each of T equal segments of whole frames; fewer than T last frames are left out.
+    """Training: one random frame from each of T equal segments.
 
-    If a segment would have no frame, the released code draws T sorted numbers from a video of more than T frames, and
-    takes frame 1 T times from a shorter one.
+    All segments have the same whole number of frames, so up to T - 1 frames at the end are never used. If a segment
+    would have no frame, the released code draws T sorted numbers from a video of more than T frames. From a shorter
+    video it takes frame 1 T times.
     """
     first_frames = n - length + 1
     duration = first_frames // num_segments
     if duration > 0:
         return (np.arange(num_segments) * duration + rng.integers(duration, size=num_segments) + 1).tolist()
-    if n > num_segments and first_frames > 0:  # the released code fails where n < length
+    if n > num_segments and first_frames > 0:  # the released code fails if n < length
         return (np.sort(rng.integers(first_frames, size=num_segments)) + 1).tolist()
     return [1] * num_segments
 
@@ -89,7 +91,7 @@ def segment_starts(n: int, num_segments: int, short_videos: str, length: int = 1
 
 
 def dense_clips(n: int, num_segments: int) -> list[list[int]]:
-    """Ten clips of T frames, each spread over a window of 64 frames; a shorter video begins again at its end."""
+    """Ten clips of T frames, each spread over a window of 64 frames. A shorter video starts again from frame 1."""
     last_start = max(1, 1 + n - DENSE_WINDOW) - 1
     starts = np.linspace(0, last_start, num=DENSE_CLIPS, dtype=int).tolist()
     stride = DENSE_WINDOW // num_segments
@@ -97,7 +99,7 @@ def dense_clips(n: int, num_segments: int) -> list[list[int]]:
 
 
 def test_clips(n: int, num_segments: int, num_clips: int, short_videos: str, length: int = 1) -> list[list[int]]:
-    """The clips of a test: 1 (segment centres), 2 (centres and starts) or 10 (dense, whatever the length)."""
+    """The clips of a test: 1 (segment centres), 2 (centres and starts) or 10 (dense, for any length)."""
     spread = (n, num_segments, short_videos, length)
     if num_clips == 1:
         return [segment_centres(*spread)]
@@ -109,12 +111,12 @@ def test_clips(n: int, num_segments: int, num_clips: int, short_videos: str, len
 
 
 def consecutive(numbers: list[int], n: int, length: int) -> list[int]:
-    """The ``length`` frames from each number on; past the end the last frame repeats."""
+    """The ``length`` consecutive frames that start at each number. Past the video's end, the last frame repeats."""
     return [min(number + k, n) for number in numbers for k in range(length)]
 
 
 def _spread(n: int, num_segments: int, short_videos: str, length: int, place: float) -> list[int]:
-    """One frame of each of T equal segments; ``place`` is its place in the segment, from 0 (start) to 1 (end)."""
+    """One frame from each of T equal segments. ``place`` is its place in the segment, from 0 (start) to 1 (end)."""
     if short_videos not in SHORT_VIDEOS:
         raise ValueError(f"short_videos={short_videos!r} must be one of {SHORT_VIDEOS}")
     first_frames = n - length + 1

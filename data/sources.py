@@ -1,4 +1,4 @@
-"""The kinds of frame source that a dataset's description can name (``source: folder``)."""
+"""The kinds of frame source that a dataset's description can choose (``source: folder``)."""
 
 import difflib
 from collections.abc import Callable
@@ -17,12 +17,12 @@ _KINDS: dict[str, Callable[["DatasetConfig"], FrameSource]] = {}
 
 
 def register_source(name: str, make: Callable[["DatasetConfig"], FrameSource]) -> None:
-    """From now on a dataset may say ``source: <name>``; ``make`` gives the source of such a dataset.
+    """Add a kind of source. A dataset may then say ``source: <name>``, and ``make(config)`` returns its source.
 
-    ``make`` runs whenever a description is read, so it opens no file, and it raises ``DataError`` for a description
-    that does not suit it.
+    ``make`` runs whenever a description is read, so it must not open files. It raises ``DataError`` if the description
+    does not suit the source.
 
-    Errors: ``ValueError`` for a name that is taken.
+    Errors: ``ValueError`` if the name is taken.
     """
     if name in _KINDS:
         raise ValueError(f"a source {name!r} is registered already; choose another name")
@@ -32,7 +32,7 @@ def register_source(name: str, make: Callable[["DatasetConfig"], FrameSource]) -
 def open_source(config: "DatasetConfig") -> FrameSource:
     """The source that a dataset's description names.
 
-    Errors: ``DataError`` for an unknown kind, and those of its ``make``.
+    Errors: ``DataError`` for an unknown kind, and the errors of ``make``.
     """
     if config.source not in _KINDS:
         near = difflib.get_close_matches(config.source, _KINDS, n=1)

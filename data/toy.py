@@ -1,7 +1,7 @@
 """``toy_something``: short clips drawn by code, in pairs of classes that differ only in the order of their frames.
 
-The clips of a pair's second class are those of the first one played backwards. So a single frame shows the pair but not
-the class, and a model that averages per-frame scores cannot exceed 50 %.
+A clip of a pair's second class is a clip of the first class played backwards. A single frame therefore shows the pair
+but not the class, and a model that averages per-frame scores cannot exceed 50 %.
 """
 
 import shutil
@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 NAME = "toy_something"
 SIZE = 48  # px
-OVERSAMPLE = 2  # frames are drawn larger and then reduced, so that a motion of less than a pixel is visible
-# Multiples of 8, because training never sees the last n % T frames: their absence would tell a pair's classes apart.
+OVERSAMPLE = 2  # frames are drawn larger and then reduced; a motion of less than a pixel is then visible
+# Multiples of 8. Training never sees the last n % T frames, so other lengths would give away the order of the frames.
 LENGTHS = (24, 32)
 TRAIN_PER_CLASS, VAL_PER_CLASS = 130, 30
 SEED = 2021
@@ -40,9 +40,10 @@ MOTIONS = {
 
 
 def draw_once(folder: Path, categories: list[str]) -> None:
-    """Draw the set into ``folder`` unless the folder exists. ``categories``: class names in label order.
+    """Draw the set into ``folder`` unless the folder exists. ``categories`` are the class names in label order.
 
-    The set is drawn beside its place and renamed when complete, so a folder that exists is complete.
+    The set is drawn into a temporary folder, which is renamed when it is complete. A folder that exists is therefore
+    complete.
     """
     if folder.exists():
         return
@@ -56,14 +57,14 @@ def draw_once(folder: Path, categories: list[str]) -> None:
         part.chmod(0o755)
         part.rename(folder)
     except OSError:
-        if not folder.exists():  # another process may have been first
+        if not folder.exists():  # another process may have finished first
             raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
 def draw_small(folder: Path, categories: list[str], per_class: int) -> Path:
-    """Draw ``per_class`` training and ``per_class`` validation videos of each class; returns the dataset's YAML."""
+    """Draw ``per_class`` training and ``per_class`` validation videos of each class; returns the YAML file."""
     for split in ("train", "val"):
         _draw_split(folder, split, categories, per_class, "video {}", ())
     config = {"name": "small", "num_classes": len(categories), "root": "frames", "train_list": "train.txt"}
@@ -74,7 +75,7 @@ def draw_small(folder: Path, categories: list[str], per_class: int) -> Path:
 
 
 def _draw_split(folder, split, categories, per_class, form, seed, done=lambda: None) -> None:
-    """Draw frame folders, named by ``form``, and the list file of a split; ``done`` is called after each video."""
+    """Draw the frame folders of a split, named by ``form``, and its list file. ``done`` is called after each video."""
     lines = []
     for i in range(per_class * len(categories)):
         label = i % len(categories)
@@ -96,7 +97,7 @@ def draw_video(category: str, rng: np.random.Generator) -> list[Image.Image]:
 
 
 class _Scene:
-    """One bright object (two for "apart") on a plain dark background; coordinates from 0 to 1 across the frame."""
+    """One bright object (two for "apart") on a plain dark background. Coordinates are from 0 to 1 across the frame."""
 
     def __init__(self, rng: np.random.Generator):
         self.background = rng.integers(0, 80, 3).astype(float)
@@ -105,7 +106,7 @@ class _Scene:
         self.radius = rng.uniform(0.14, 0.18)
         self.centre = rng.uniform(0.35, 0.65, 2)
         self.angle = rng.uniform(0, 2 * pi)
-        self.reach = rng.uniform(0.22, 0.32)  # half of a moving object's way
+        self.reach = rng.uniform(0.22, 0.32)  # half of the distance that a moving object covers
         self.turn = rng.uniform(0.6, 0.9) * pi
 
     def draw(self, motion: str, s: float) -> Image.Image:
@@ -138,7 +139,7 @@ class _Scene:
         self._polygon(pen, [(x + radius * cos(a), y + radius * sin(a)) for a in angles], colour)
 
     def _club(self, pen, x, y, length, angle):
-        """A club that turns about its thin end (x, y); y grows downwards, so angles grow clockwise."""
+        """A club that turns about its thin end (x, y). Angles grow clockwise, because y grows downwards."""
         head = (x + length * cos(angle), y + length * sin(angle))
         around = [angle - pi / 2 + pi * k / 8 for k in range(9)]
         outer = [(head[0] + length * 0.4 * cos(a), head[1] + length * 0.4 * sin(a)) for a in around]

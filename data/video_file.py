@@ -15,15 +15,15 @@ from .frame_source import FrameSource
 from .image_file import check_size, check_sizes
 from .video_list import DataError, Video
 
-# The first two columns and rows of a display matrix (a, b, c, d), which moves pixel (x, y) to (ax + cy, bx + dy), y
-# pointing down -> what PIL calls that.
+# The first two rows and columns of a display matrix (a, b, c, d) -> the same operation in PIL. The matrix moves pixel
+# (x, y) to (ax + cy, bx + dy), and y points down.
 _TURNS = {
     (1, 0, 0, 1): None,
-    (0, 0, 0, 0): None,  # some muxers write no matrix; players show the frames as stored
+    (0, 0, 0, 0): None,  # some muxers write no matrix, and players then show the frames as stored
     (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
     (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
     (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
-    (0, 1, -1, 0): Image.Transpose.ROTATE_270,  # PIL counts against the clock
+    (0, 1, -1, 0): Image.Transpose.ROTATE_270,  # PIL's angles are counterclockwise
     (0, -1, 1, 0): Image.Transpose.ROTATE_90,
     (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
     (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
@@ -32,10 +32,10 @@ _SIDEWAYS = [turn for (a, *_), turn in _TURNS.items() if a == 0 and turn is not 
 
 
 class VideoFile(FrameSource):
-    """Video files ``root/<path of the list line>``; the list line says how many frames a file has.
+    """Video files ``root/<path of the list line>``. The list line gives the number of frames of a file.
 
-    A file is decoded from its beginning to the last frame that is asked for: a jump to the nearest key frame would need
-    exact time stamps, which many files do not hold.
+    A file is decoded from its start to the last frame that is needed. A jump to a key frame would need exact time
+    stamps, and many files do not have them.
     """
 
     def __init__(self, root: str | Path):
@@ -45,14 +45,17 @@ class VideoFile(FrameSource):
         return "video files"
 
     def check(self, modality: str) -> None:
-        """Errors: ``DataError`` if the modality reads flow, or if PyAV is not installed."""
+        """Check that the modality reads frames and that PyAV is installed.
+
+        Errors: ``DataError`` if the modality reads flow, or if PyAV is not installed.
+        """
         super().check(modality)
         _pyav()
 
     def decode(self, video: Video, numbers: list[int]) -> Iterator[tuple[str, Image.Image]]:
         """RGB frames.
 
-        Errors: ``DataError`` for a file that is missing, too short or no video.
+        Errors: ``DataError`` if a file is missing, too short or not a video.
         """
         path = self.root / video.path  # an absolute path replaces root
         if not os.path.isfile(path):  # Path.is_file() raises if a name is too long
@@ -70,11 +73,11 @@ class VideoFile(FrameSource):
 
 
 class FileInfo:
-    """What one pass over a video file tells, without a conversion of pixels.
+    """Facts about a video file from one pass over its frames, without a conversion of pixels.
 
-    ``num_frames``; ``size``, the (height, width) that a player shows; ``notes``, lines for the log.
+    ``size`` is the (height, width) that a player shows. ``notes`` are lines for the log.
 
-    Errors: ``DataError`` for a file without frames, with frames of several sizes, or that cannot be decoded.
+    Errors: ``DataError`` if a file has no frames, has frames of different sizes, or cannot be decoded.
     """
 
     def __init__(self, path: Path):
@@ -97,7 +100,10 @@ class FileInfo:
             self.notes.append("{}stored as {}x{} px, shown as {}x{} (width x height)".format(how, *stored, *shown))
 
     def _note_the_end(self, duration: int | None, first: float | None, last: float | None) -> None:
-        """Some formats end without an error where a file was cut off. An audio track may be a second longer."""
+        """Note if the file may be cut off, because some formats then give no error.
+
+        The audio may be longer than the video, so a difference of one second is accepted.
+        """
         if self.num_frames > 1 and duration and None not in (first, last):
             seconds = duration / 1_000_000
             if seconds - (last - first) * self.num_frames / (self.num_frames - 1) > 1:
@@ -107,9 +113,9 @@ class FileInfo:
 
 
 def read_frames(path: Path, numbers: list[int]) -> dict[int, Image.Image]:
-    """The RGB frames with these numbers (from 1); those beyond the end are left out.
+    """The RGB frames with these numbers (from 1). Numbers beyond the end are left out.
 
-    Errors: those of ``opened``, and ``DataError`` for frames of several sizes or of a size that allows no crops.
+    Errors: the errors of ``opened``, and ``DataError`` if frames have different sizes or a size that allows no crops.
     """
     wanted, images = set(numbers), {}
     with opened(path) as (container, stream, aspect):
@@ -123,13 +129,13 @@ def read_frames(path: Path, numbers: list[int]) -> dict[int, Image.Image]:
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[Any, Any, Fraction]]:
-    """PyAV's container, its video stream, and a pixel's width by its height (1 if the file does not say it).
+    """PyAV's container, its video stream, and the width/height ratio of a pixel (1 if the file does not give it).
 
-    Errors: ``DataError``, without the file's name, if the file cannot be decoded or PyAV is not installed.
+    Errors: ``DataError`` if the file cannot be decoded or PyAV is not installed. The message does not name the file.
     """
     av = _pyav()
     try:
-        # A title that is not UTF-8 is no reason to refuse a video.
+        # A video may have a title that is not UTF-8.
         with av.open(str(path), metadata_errors="replace") as container:
             if not container.streams.video:
                 raise DataError("holds no video stream")
@@ -150,7 +156,7 @@ def _pyav() -> ModuleType:
 def _frames(container: Any, stream: Any, aspect: Fraction) -> Iterator[tuple[int, Any]]:
     """PyAV's frames with their numbers.
 
-    Errors: ``DataError`` for several sizes, or one that allows no crops.
+    Errors: ``DataError`` if frames have different sizes or a size that allows no crops.
     """
     first: tuple[int, int] | None = None
     for number, frame in enumerate(container.decode(stream), start=1):
@@ -163,15 +169,15 @@ def _frames(container: Any, stream: Any, aspect: Fraction) -> Iterator[tuple[int
 
 
 def _turn(frame: Any) -> Image.Transpose | None:
-    """What a player does to a frame by its display matrix: the rotation that a phone notes, or a mirror.
+    """The operation that a player applies because of a frame's display matrix: a rotation (from phones) or a mirror.
 
-    Errors: ``DataError`` for a matrix that is no quarter turn, within the two degrees that ffplay allows.
+    Errors: ``DataError`` if the matrix is not a quarter turn within two degrees, the tolerance of ffplay.
     """
     data = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
         return None
     a, b, _, c, d, *_ = np.frombuffer(bytes(data), np.int32).tolist()
-    least = 0.035 * max(map(abs, (a, b, c, d)))  # sin(2 degrees); the scale is part of the pixels' shape
+    least = 0.035 * max(map(abs, (a, b, c, d)))  # sin(2 degrees); the scale belongs to the shape of the pixels
     signs = tuple((value > least) - (value < -least) for value in (a, b, c, d))
     if signs not in _TURNS:
         shown = " ".join(f"{value / 65536:.2f}" for value in (a, b, c, d))
@@ -180,7 +186,7 @@ def _turn(frame: Any) -> Image.Transpose | None:
 
 
 def _squared(frame: Any, aspect: Fraction) -> tuple[int, int]:
-    """(width, height) with square pixels. One side grows, so that no pixel is lost, as in browsers and mpv."""
+    """(width, height) with square pixels. One side grows and no pixel is lost, as in browsers and mpv."""
     return round(frame.width * max(aspect, 1)), round(frame.height / min(aspect, 1))
 
 

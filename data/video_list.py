@@ -1,4 +1,4 @@
-"""List files: a line ``path #frames label`` for each video."""
+"""List files. They have one line ``path #frames label`` per video."""
 
 import zlib
 from math import inf
@@ -11,11 +11,11 @@ MOST_FRAMES = 2**31 - 1
 
 
 class DataError(ValueError):
-    """Something wrong with a dataset; the message is one line that names file, line, value and remedy."""
+    """An error in a dataset. The message is one line that names the file, the line, the value and the remedy."""
 
 
 class Video(NamedTuple):
-    """One list line: ``path`` as written there; ``where``, ``file:line`` for messages."""
+    """One list line. ``path`` is the path as written there; ``where`` is ``file:line`` for messages."""
 
     path: str
     num_frames: int
@@ -27,7 +27,7 @@ def read_list(list_file: str | Path, num_classes: int) -> list[Video]:
     """The videos of a list file, in its order.
 
     The file is UTF-8, with or without a byte order mark. A line ends with a line feed, which may follow a carriage
-    return. A line is split from the right, so a path may hold spaces; blank lines are skipped. Labels count from 0.
+    return. Lines are split from the right, so a path may contain spaces. Blank lines are skipped. Labels start at 0.
 
     Errors: ``DataError`` with file and line.
     """
@@ -76,7 +76,7 @@ def read_list(list_file: str | Path, num_classes: int) -> list[Video]:
 
 
 def fingerprint(videos: list[Video]) -> str:
-    """A short text that differs between lists, ``8 videos, crc32 1a2b3c4d``; it does not depend on the file's name."""
+    """A short text that tells lists apart, ``8 videos, crc32 1a2b3c4d``. It does not depend on the file's name."""
     crc = 0
     for video in videos:
         crc = zlib.crc32(f"{video.path} {video.num_frames} {video.label}\n".encode(), crc)
@@ -84,15 +84,18 @@ def fingerprint(videos: list[Video]) -> str:
 
 
 def text_lines(file: str | Path) -> list[str]:
-    """The lines of a UTF-8 text. Only a line feed ends a line, as in editors.
+    """The lines of a UTF-8 text file. Only a line feed ends a line, as in editors.
 
-    Errors: ``OSError``, ``ValueError``.
+    Errors: ``OSError`` and ``ValueError``.
     """
     return Path(file).read_bytes().decode("utf-8-sig").split("\n")
 
 
 def _whole_number(text: str) -> float | None:
-    """The number that digits, perhaps after a minus, stand for; infinite beyond 18 digits; ``None`` for other text."""
+    """The whole number that ``text`` holds.
+
+    It is infinite if it has more than 18 digits, and ``None`` for other text.
+    """
     digits = text.removeprefix("-")
     if not (digits.isascii() and digits.isdecimal()):
         return None

@@ -7,17 +7,17 @@ import yaml
 from .messages import one_line, reason, shown
 
 LARGEST_FILE = 1_000_000  # bytes; PyYAML reads about one megabyte in ten seconds
-MOST_KEYS = 1_000_000  # mappings that merge ("<<") mappings that merge others can hold any number of keys
+MOST_KEYS = 1_000_000  # a short file with nested merges ("<<") can hold any number of keys
 _KEYS = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("str", "merge", "value"))
-# Errors of other types that PyYAML raises: !!bool x is a KeyError, !!timestamp x an AttributeError, ...
+# PyYAML also raises errors of these types: !!bool x is a KeyError, !!timestamp x an AttributeError, ...
 _LET_THROUGH = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 def read_mapping(path: Path, error: type[Exception]) -> dict:
     """The ``key: value`` lines of a YAML file in UTF-8, with or without a byte order mark.
 
-    Errors: ``error``, one line with file and line, if the file cannot be read, is no YAML or no mapping, or if any
-    mapping in it holds a key twice or a key that is not text.
+    Errors: ``error``, a class. Its message is one line with file and line. Reasons are: the file cannot be read, is not
+    YAML or is not a mapping, or a mapping in it has a key twice or a key that is not text.
     """
     name = one_line(path)
     try:
@@ -46,11 +46,11 @@ def read_mapping(path: Path, error: type[Exception]) -> dict:
 
 
 class _Refused(Exception):
-    """Line (from 1) and what is wrong there."""
+    """The number of a line (from 1), and what is wrong in it."""
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, but two equal keys are an error; PyYAML would keep the last one without a word."""
+    """PyYAML's safe loader with one change: equal keys are an error. PyYAML would silently keep the last one."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -58,8 +58,8 @@ class _Loader(yaml.SafeLoader):
         self.keys = 0
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Put the pairs of merge keys before a mapping's own pairs, which override them."""
-        if node not in self.checked:  # after the first time it also holds the keys that it overrides
+        """Put the pairs of merge keys before a mapping's own pairs. The own pairs then override them."""
+        if node not in self.checked:  # after the first call, overridden keys look like repeated keys
             self.checked.add(node)
             _check_keys(node)
         super().flatten_mapping(node)

@@ -1,4 +1,4 @@
-"""How a step's clips are shared: processes x clips of a process x accumulation = global batch."""
+"""Shares the clips of a step: global batch = processes x clips per process x accumulation."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,9 +13,10 @@ from .config import ConfigError
 class BatchPlan:
     """How the ``global_batch`` clips of a step are shared among processes and forward passes.
 
-    ``per_process`` is the largest number of clips of one process in one forward pass, ``accumulation`` the number of
-    such passes in a step. If the shares cannot be equal, they differ by one clip, so the global batch is the recipe's
-    on any number of processes (SDA's 36 on 8: four of 5 and four of 4).
+    ``per_process`` is the largest number of clips of one process in one forward pass. ``accumulation`` is the number of
+    forward passes of a process in one step. If the shares cannot be equal, they differ by one clip. The global batch is
+    therefore the recipe's on any number of processes. For example, SDA's 36 clips on 8 processes are four shares of 5
+    and four of 4.
     """
 
     global_batch: int
@@ -27,7 +28,7 @@ class BatchPlan:
         return ceil(self.global_batch / (self.processes * self.accumulation))
 
     def share(self, clips: list, rank: int, micro_step: int) -> list:
-        """Those clips of a step that process ``rank`` sees in its ``micro_step``-th forward pass."""
+        """The clips of a step that process ``rank`` sees in its ``micro_step``-th forward pass."""
         return clips[micro_step * self.processes + rank :: self.processes * self.accumulation]
 
     def __str__(self) -> str:
@@ -37,10 +38,11 @@ class BatchPlan:
 
 
 def plan_batch(global_batch_size: int, batch_size: int | None, processes: int) -> BatchPlan:
-    """The plan for a recipe's global batch; ``batch_size``: at most so many clips of a process in one forward pass.
+    """The plan for a recipe's global batch.
 
-    If a process's share is larger than ``batch_size``, it accumulates gradients. If ``batch_size`` x processes is
-    larger than the global batch, it becomes the global batch.
+    ``batch_size`` is the largest number of clips of one process in one forward pass. If a process's share is larger
+    than ``batch_size``, it accumulates gradients. If ``batch_size`` x processes is larger than the global batch, this
+    product becomes the global batch.
 
     Errors: ``ConfigError`` if a forward pass would have no clip.
     """
@@ -56,12 +58,13 @@ def plan_batch(global_batch_size: int, batch_size: int | None, processes: int) -
 
 
 class StepSampler:
-    """Batch sampler: the clips, ``(epoch, index)``, of each forward pass of one process, from ``first_step`` on.
+    """Batch sampler. Each batch is the ``(epoch, index)`` pairs of one forward pass of one process.
 
-    The order of an epoch is a permutation that depends on seed and epoch only, and each step takes its next global
-    batch. So a step has the same clips on any number of processes, and a run that resumes from a step sees no clip
-    twice. The last incomplete step is left out. Set ``epoch`` and ``first_step`` before each pass; the dataset and its
-    loading processes learn the epoch from the pairs.
+    The order of an epoch is a permutation that depends only on seed and epoch. Each step takes the next global batch
+    from it. Therefore a step has the same clips on any number of processes, and a resumed run sees no clip of an epoch
+    twice. An incomplete last step is left out.
+
+    Set ``epoch`` and ``first_step`` before each pass. The pairs tell the dataset and its loading processes the epoch.
     """
 
     def __init__(self, num_videos: int, plan: BatchPlan, rank: int, seed: int):
@@ -70,7 +73,7 @@ class StepSampler:
 
     @property
     def steps(self) -> int:
-        """Steps of a whole epoch."""
+        """The number of steps of a whole epoch."""
         return self.num_videos // self.plan.global_batch
 
     def __len__(self) -> int:

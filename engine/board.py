@@ -9,7 +9,7 @@ from . import distributed
 
 
 class Board:
-    """Writes a point for each epoch and figure into ``folder``; only rank 0 writes."""
+    """Writes one point per epoch and figure into ``folder``. Only rank 0 writes."""
 
     def __init__(self, folder: Path):
         self.writer = SummaryWriter(str(folder)) if distributed.is_main() else None
@@ -22,12 +22,12 @@ class Board:
             self.writer.close()
 
     def write(self, epochs: int, lr: float, trained: dict[str, float], tested: dict[str, float]) -> None:
-        """The figures after ``epochs`` epochs; ``tested`` is empty after an epoch without a validation."""
+        """Write the figures after ``epochs`` epochs. ``tested`` is empty after an epoch without a validation."""
         if not self.writer:
             return
         self.writer.add_scalar("lr", lr, epochs)
         for split, values in (("train", trained), ("val", tested)):
             for name, value in values.items():
-                if math.isfinite(value):  # Prec@5 of few classes is not defined
+                if math.isfinite(value):  # Prec@5 is not defined for few classes
                     self.writer.add_scalar(f"{split}/{name}", value, epochs)
         self.writer.flush()

@@ -1,4 +1,4 @@
-"""The checkpoint files of a run: when they are written, how, which are kept, and how they are found again."""
+"""The checkpoint files of a run: when and how they are written, which are kept, and how they are found."""
 
 import os
 import re
@@ -23,9 +23,9 @@ _NUMBERED = re.compile(r"resnet_rgb_epoch_(\d+)(?:_step_(\d+))?_checkpoint\.pth\
 
 
 class Saver:
-    """Saves the checkpoints of a run; only rank 0 writes.
+    """Saves the checkpoints of a run. Only rank 0 writes.
 
-    ``settings``: what the run depends on; each checkpoint holds them.
+    ``settings`` is everything that the run depends on. Each checkpoint contains it.
     """
 
     def __init__(self, folder: Path, settings: dict, recipe: Recipe):
@@ -42,7 +42,7 @@ class Saver:
     def after_step(self, state: TrainingState, stop_now: bool) -> None:
         """Save if ``save_every`` says so.
 
-        Errors: those of ``stop``, if the run was asked to stop.
+        Errors: ``Stopped`` if ``stop_now`` is true, after saving.
         """
         if stop_now:
             self.stop(state)
@@ -59,7 +59,10 @@ class Saver:
         raise Stopped
 
     def _is_due(self, step: int) -> bool:
-        """Whether to save within an epoch: after so many steps, or so many minutes (``"20m"``) after the last save."""
+        """Whether to save now, within an epoch.
+
+        ``save_every`` is a number of steps, or of minutes since the last save (``"20m"``).
+        """
         every = self.recipe.save_every
         if isinstance(every, str):
             return time.monotonic() - self.last_time >= 60 * float(every.removesuffix("m"))
@@ -67,15 +70,18 @@ class Saver:
 
 
 def file_name(epochs: int, steps: int = 0) -> str:
-    """The published name of the checkpoint after ``epochs`` epochs; within an epoch, the name holds the steps too."""
+    """The name of the checkpoint after ``epochs`` epochs, as in the released code.
+
+    Within an epoch it also has the steps.
+    """
     return f"resnet_rgb_epoch_{epochs}{f'_step_{steps}' if steps else ''}_checkpoint.pth.tar"
 
 
 def save(folder: Path, content: dict, is_best: bool, keep: int) -> None:
     """Write a checkpoint under the name of its epoch and step and, if ``is_best``, also as ``BEST``.
 
-    Then delete all epochs but the last ``keep``, and all checkpoints within an epoch but the newest one. A file gets
-    its name only when it is complete and on disk, so a crash leaves the earlier files as they were.
+    Then delete all epochs except the last ``keep``, and all checkpoints within an epoch except the newest. A file gets
+    its name only when it is complete and on disk. A crash therefore does not damage earlier files.
 
     Errors: ``ConfigError`` if the file cannot be written.
     """
@@ -88,7 +94,7 @@ def save(folder: Path, content: dict, is_best: bool, keep: int) -> None:
             os.fsync(file.fileno())
         part.rename(path)
         if is_best:
-            # A hard link stays when the first name is deleted. A file system without hard links gets a copy.
+            # A hard link stays when the first name is deleted. The file is copied if the file system has no hard links.
             try:
                 part.hardlink_to(path)
             except OSError:
@@ -105,7 +111,7 @@ def save(folder: Path, content: dict, is_best: bool, keep: int) -> None:
 
 
 def newest(folder: Path) -> Path | None:
-    """The checkpoint of the latest epoch and step in a run folder; ``None`` if there is none."""
+    """The checkpoint of the latest epoch and step in a run folder; ``None`` if the folder has none."""
     numbered = _numbered(folder)
     return numbered[max(numbered)] if numbered else None
 
@@ -124,7 +130,7 @@ def open_folder(folder: Path) -> None:
 
 
 def read_for_resume(path: Path, arch: str) -> dict:
-    """Read a checkpoint that training can go on from.
+    """Read a checkpoint from which training can continue.
 
     Errors: ``ConfigError`` or ``WeightsError`` with the reason.
     """
@@ -134,7 +140,7 @@ def read_for_resume(path: Path, arch: str) -> dict:
 
 
 def check_for_resume(content: dict, source: str, arch: str) -> None:
-    """Check that training of ``arch`` can go on from ``content``.
+    """Check that training of ``arch`` can continue from ``content``.
 
     Errors: ``ConfigError`` with the reason.
     """
@@ -145,13 +151,13 @@ def check_for_resume(content: dict, source: str, arch: str) -> None:
 
 
 def _numbered(folder: Path) -> dict[tuple[int, int], Path]:
-    """(epochs, steps) -> file, sorted by them."""
+    """(epochs, steps) -> file, in ascending order."""
     found = ((_NUMBERED.fullmatch(path.name), path) for path in folder.glob("*.pth.tar"))
     return dict(sorted(((int(match[1]), int(match[2] or 0)), path) for match, path in found if match))
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring the new names to disk, if the system supports that."""
+    """Write the new file names to disk, if the system supports that."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:

@@ -25,7 +25,7 @@ class ConfigError(ValueError):
 
 
 def first_few(names: list[str], count: int = 8) -> str:
-    """Names for a message: the first ones, and the count if there are more."""
+    """A text with the first few names, and their total number if there are more."""
     more = f", ... ({len(names)} in all)" if len(names) > count else ""
     return ", ".join(one_line(name) for name in names[:count]) + more
 
@@ -37,7 +37,7 @@ Factors = typing.NewType("Factors", dict)  # group of parameters -> factor of it
 
 @dataclass
 class Recipe:
-    """The settings of a run. ``models/recipes/tsn_r50.yaml`` explains each key and says where its number comes from."""
+    """The settings of a run. ``models/recipes/tsn_r50.yaml`` explains each key and names its source."""
 
     # origin
     source: str
@@ -132,14 +132,14 @@ class Range:
         text = f"{'above' if self.open_low else 'at least'} {self.low:g}"
         if self.high == math.inf:
             return text
-        # Not 1e+06, because a user will type the number.
+        # Print 1000000 instead of 1e+06, because a user will type the number.
         return f"{text} and {'below' if self.open_high else 'at most'} {self.high:{'g' if self.high < 1e6 else '.0f'}}"
 
 
 POSITIVE, NOT_NEGATIVE = Range(0, open_low=True), Range(0)
 SHARE, BELOW_ONE = Range(0, 1), Range(0, 1, open_high=True)
 SIDE = Range(1, 4096)  # px
-# The upper bounds of counts are far beyond use. A larger number is a slip that would fill the memory or run for ever.
+# No useful count is near its upper bound. A larger number is a typing error that would fill the memory or run for ever.
 RANGES = {
     "data_length": Range(1, 64),
     "num_segments": Range(1, 1024),
@@ -160,7 +160,7 @@ RANGES = {
     "seed": Range(0, 2**32 - 1),  # numpy's
     "workers": Range(0, 256),
 }
-FACTOR = "_lr_mult"  # the ending of a flag such as --sda_lr_mult 5, for lr_mults: {sda: 5}
+FACTOR = "_lr_mult"  # the ending of flags: --sda_lr_mult 5 means lr_mults: {sda: 5}
 KEYS = {field.name: field.type for field in dataclasses.fields(Recipe)}
 
 
@@ -169,9 +169,10 @@ def load_recipe(
 ) -> Recipe:
     """The recipe of ``model`` for ``dataset``.
 
-    A recipe file may name a ``base`` file, whose recipe for the dataset it changes, and hold ``datasets:`` and
-    ``variants:`` with further changes. Later values win, in this order: the base, the file, its lines for the dataset,
-    ``kept`` (the recipe of a run that goes on), the ``variant``, ``overrides``. ``lr_mults`` is merged key by key.
+    A recipe file may name a ``base`` file and change the recipe of that file. It may also have ``datasets:`` and
+    ``variants:`` with further changes. Values are applied in this order, and later ones win: the base, the file, its
+    lines for the dataset, ``kept`` (the recipe of a resumed run), the ``variant``, ``overrides``. ``lr_mults`` is
+    merged key by key.
 
     Errors: ``ConfigError`` with the file, the key and the remedy.
     """
@@ -193,13 +194,13 @@ def load_recipe(
 
 
 def recipe_file(model: str) -> Path:
-    """The file of a model's recipe, in the folder that its family names."""
+    """The recipe file of a model. Its folder depends on the model's family."""
     family, _ = models().get(model, (None, None))
     return ((family and family.recipes) or RECIPES) / f"{model}.yaml"
 
 
 def present_names(recipe: dict) -> dict:
-    """A recipe whose keys may be the former ones: ``sda_lr_mult: 5`` is now ``lr_mults: {sda: 5}``."""
+    """Rename old keys of a recipe: ``sda_lr_mult: 5`` becomes ``lr_mults: {sda: 5}``."""
     factors = {key.removesuffix(FACTOR): value for key, value in recipe.items() if key.endswith(FACTOR)}
     others = {key: value for key, value in recipe.items() if not key.endswith(FACTOR)}
     return _merged(others, {"lr_mults": factors}) if factors else others
@@ -216,7 +217,7 @@ def list_variants(model: str) -> list[str]:
 def coerce(key: str, value: object) -> object:
     """Convert ``value``, from YAML or the command line, to the type of a recipe key.
 
-    Errors: ``ConfigError`` for a value of another type or out of range.
+    Errors: ``ConfigError`` if the value has another type or is out of range.
     """
     check_key(key, KEYS, "recipe key")
     declared = KEYS[key]
@@ -258,7 +259,7 @@ def coerce(key: str, value: object) -> object:
 def check_key(key: str, known: typing.Iterable[str], what: str) -> None:
     """Check that a key is known.
 
-    Errors: ``ConfigError`` that names the nearest known key.
+    Errors: ``ConfigError`` that names the most similar key.
     """
     known = list(known)
     if key not in known:
@@ -267,7 +268,7 @@ def check_key(key: str, known: typing.Iterable[str], what: str) -> None:
 
 
 def parse_size(value: object) -> int | tuple[int, int] | None:
-    """``256`` is a short side, ``"240x320"`` is height x width, ``None`` or ``"none"`` keeps the size of the frames.
+    """Read a size: ``256`` is the short side, ``"240x320"`` is height x width, ``"none"`` or ``None`` keeps the size.
 
     Errors: ``ConfigError`` for any other value.
     """
@@ -289,7 +290,7 @@ def parse_size(value: object) -> int | tuple[int, int] | None:
 
 
 def parse_interval(value: object) -> int | str | None:
-    """``500`` is a number of steps, ``"20m"`` a number of minutes, ``None`` or ``"none"`` is never.
+    """Read an interval: ``500`` means steps, ``"20m"`` means minutes, ``"none"`` or ``None`` means never.
 
     Errors: ``ConfigError`` for any other value.
     """
@@ -306,7 +307,7 @@ def parse_interval(value: object) -> int | str | None:
 
 
 def parse_factors(value: object) -> dict[str, float]:
-    """A mapping such as ``{"fc": 5}``, with numbers of at least 0.
+    """Read a mapping such as ``{"fc": 5}`` to numbers that are at least 0.
 
     Errors: ``ConfigError`` for any other value.
     """
@@ -335,13 +336,13 @@ def parse_views(value: str) -> tuple[int, int]:
 
 
 def to_plain(recipe: Recipe) -> dict:
-    """The recipe as plain values, for YAML files and checkpoints."""
+    """The recipe as a dictionary of plain values, for YAML files and checkpoints."""
     values = dataclasses.asdict(recipe)
     return {k: "x".join(map(str, v)) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
 def _merged(values: dict, changes: dict) -> dict:
-    """``values`` with ``changes``, which win; ``lr_mults`` is merged key by key."""
+    """``values`` updated with ``changes``. ``lr_mults`` is merged key by key."""
     changes = present_names(changes)
     if "lr_mults" in changes:
         factors = [coerce("lr_mults", given["lr_mults"]) for given in (values, changes) if "lr_mults" in given]
@@ -350,7 +351,7 @@ def _merged(values: dict, changes: dict) -> dict:
 
 
 def _read(path: Path, dataset: str) -> tuple[dict, dict]:
-    """Values for a dataset, and variants, of a recipe file merged into those of its base."""
+    """The values for a dataset and the variants of a recipe file, merged into the values and variants of its base."""
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
         raise ConfigError(f"no recipe {path.stem!r} in models/recipes; known: {known}")

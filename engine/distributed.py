@@ -1,4 +1,4 @@
-"""Calls that work the same for one process and for many (started by torchrun)."""
+"""Functions that work for one process and for many processes (started by torchrun)."""
 
 import os
 import signal
@@ -23,9 +23,9 @@ from .workers import kill_loading_processes
 
 
 def init(device: str | None) -> torch.device:
-    """Join the process group that torchrun announces, if any, and set up the device of this process.
+    """Join torchrun's process group, if there is one, and set up the device of this process.
 
-    ``device``: ``"cpu"``, ``"cuda"``, or ``None`` for a GPU if there is one and the CPU otherwise.
+    ``device`` is ``"cpu"``, ``"cuda"``, or ``None``: a GPU if there is one, otherwise the CPU.
 
     Errors: ``ConfigError`` if there is no GPU for this process.
     """
@@ -44,7 +44,7 @@ def init(device: str | None) -> torch.device:
     else:
         keep_freed_memory()
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        # gloo beside NCCL: values that only the host needs (sums of losses, a stop) do not pass through the GPU.
+        # gloo is used in addition to NCCL, for values that only the host needs (sums of losses, a stop).
         backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(hours=1))
     return torch.device(device, local) if device == "cuda" else torch.device(device)
@@ -87,21 +87,21 @@ def main_process_first() -> Iterator[None]:
 
 
 def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model as it is trained: wrapped in DistributedDataParallel if there are several processes."""
+    """The model for training. It is wrapped in DistributedDataParallel if there are several processes."""
     if world_size() == 1:
         return model
     return DistributedDataParallel(model, [device.index] if device.type == "cuda" else None)
 
 
 def all_sum(values: torch.Tensor) -> torch.Tensor:
-    """The sum of ``values`` over all processes, which all of them get; it replaces the content of ``values``."""
+    """Sum ``values`` over all processes, in place. All processes get the result."""
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
 
 
 def broadcast_buffers(model: nn.Module) -> None:
-    """Broadcast the BN statistics of rank 0, which the checkpoint holds.
+    """Broadcast the BN statistics of rank 0, because the checkpoint holds these.
 
     DistributedDataParallel broadcasts them before each training step, but after a step each process has its own.
     """
@@ -111,7 +111,7 @@ def broadcast_buffers(model: nn.Module) -> None:
 
 
 def gather_objects(value: object) -> list:
-    """The values of all processes, in rank order, which all of them get."""
+    """The values of all processes in rank order. All processes get the list."""
     if not dist.is_initialized():
         return [value]
     values = [None] * world_size()
@@ -120,9 +120,9 @@ def gather_objects(value: object) -> list:
 
 
 def fail_together(error: Exception) -> NoReturn:
-    """Raise an error that all processes have found; only rank 0 reports it, the others exit."""
+    """Raise an error that all processes have found. Only rank 0 reports it; the other ranks exit."""
     if not is_main():
-        with suppress(RuntimeError):  # wait until rank 0 has left: it never joins this sum
+        with suppress(RuntimeError):  # this waits until rank 0 has exited, because rank 0 never joins the sum
             all_sum(torch.zeros(1))
         os._exit(1)
     raise error
@@ -133,7 +133,7 @@ def run_program(main: Callable[[], None], errors: tuple[type[Exception], ...]) -
 
     Exit status: 0 after success; 1 after an error; ``interrupt.EXIT_CODE`` if the run was asked to stop and has saved;
     130 after Ctrl-C. An expected error (``errors``, too little memory, a lost rank) is reported in one line, a bug with
-    a traceback. A rank that fails does not wait for the others, because torchrun ends them.
+    a traceback. A rank that fails does not wait for the other ranks, because torchrun ends them.
     """
     try:
         main()
@@ -153,7 +153,7 @@ def run_program(main: Callable[[], None], errors: tuple[type[Exception], ...]) -
 
 
 def _expected(error: Exception) -> str | None:
-    """The message for an error of PyTorch that the user can do something about; ``None`` for a bug in this code."""
+    """The message for a PyTorch error that the user can fix; ``None`` for other errors, which are bugs."""
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError):
         remedy = "lower --batch_size, or try --precision bf16 or --activation_checkpointing true"

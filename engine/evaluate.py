@@ -1,4 +1,4 @@
-"""Scores of every video of a list, each exactly once, however many processes share the work."""
+"""Scores every video of a list exactly once, for any number of processes."""
 
 import time
 from dataclasses import dataclass, field
@@ -35,16 +35,19 @@ def evaluate(
 ) -> tuple[np.ndarray, dict[str, float], dict[int, str]]:
     """Score every video of a list.
 
-    Returns the scores (N, K) float32 in list order, which are mean logits over views; the figures ``loss top1 top5
-    class_accuracy``; and the videos left out, as place in the list -> reason. With P processes, each one scores every
-    P-th video, and all get the whole result. No video is repeated or dropped.
+    Returns scores, figures and left-out videos. The scores (N, K) float32 are mean logits over views, in list order.
+    The figures are ``loss top1 top5 class_accuracy``. The left-out videos are place in the list -> reason.
 
-    The model is on ``precision.device``. ``batch_size`` is the largest number of clips in one forward pass; each view
-    is a clip. ``name`` is what errors call the model: its file, or the epoch. A video that cannot be read stops the
-    test. With ``skip_bad`` it is left out instead: its scores are NaN, and no figure counts it.
+    With P processes, each process scores every P-th video, and all processes get the whole result. No video is repeated
+    or dropped.
 
-    Errors: ``DataError`` if a video cannot be read, or, with ``skip_bad``, if none can; ``ConfigError`` if a score is
-    not finite; ``Stopped`` if a process was asked to stop.
+    The model must be on ``precision.device``. ``batch_size`` is the largest number of clips in one forward pass, and
+    each view is a clip. ``name`` is the name of the model in errors: its file, or the epoch. A video that cannot be
+    read stops the test. With ``skip_bad`` it is left out instead: its scores are NaN, and the figures do not include
+    it.
+
+    Errors: ``DataError`` if a video cannot be read (with ``skip_bad``, only if no video can be read); ``ConfigError``
+    if a score is not finite; ``Stopped`` if a process was asked to stop.
     """
     model.eval()
     loader = _make_loader(dataset, batch_size, workers, precision.device, skip_bad)
@@ -80,7 +83,7 @@ def evaluate(
 def _make_loader(
     dataset: EvalDataset, batch_size: int, workers: int, device: torch.device, skip_bad: bool
 ) -> DataLoader:
-    """The loader of this process's share of the videos: each P-th one."""
+    """The loader of this process's share, which is every P-th video."""
     views = dataset.num_crops * dataset.num_clips
     videos = max(1, batch_size // views)
     check_shared_memory(workers, videos * views * clip_bytes(dataset))
@@ -92,7 +95,7 @@ def _make_loader(
 class _Share:
     """What one process has scored so far."""
 
-    places: list[int] = field(default_factory=list)  # in the list, of the videos in ``scores``
+    places: list[int] = field(default_factory=list)  # in the list, for each video in ``scores``
     scores: list[np.ndarray] = field(default_factory=list)  # (n, K) of each batch
     left_out: dict[int, str] = field(default_factory=dict)  # place -> why the video cannot be read
     sums: np.ndarray = field(default_factory=lambda: np.zeros(4))  # of loss, top-1, top-5 and videos
@@ -100,7 +103,7 @@ class _Share:
     speed: Meter = field(default_factory=Meter)  # videos/s without waiting for data
 
     def keep_readable(self, batch: tuple) -> tuple:
-        """Clips, labels and places of the videos of a batch that could be read; note the others."""
+        """Clips, labels and places of the videos of a batch that could be read. The other videos are noted."""
         readable, unread = batch
         self.left_out |= unread
         return readable or ((), (), ())
@@ -112,7 +115,7 @@ class _Share:
 
 
 def _gather(share: _Share, dataset: EvalDataset, stop: StopRequest | None) -> tuple[np.ndarray, dict[int, str]]:
-    """The scores (N, K) of all processes in list order, NaN for videos left out; and why these were left out.
+    """The scores (N, K) of all processes in list order, and the reasons of videos left out, whose scores are NaN.
 
     Errors: ``Stopped`` if a process was asked to stop; ``DataError`` if no video could be read.
     """
@@ -143,7 +146,7 @@ def score(
         with precision.autocast():
             logits.append(model(dataset.modality.normalise(part)).float())
     logits = torch.cat(logits).unflatten(0, (n, views))  # (N, V, K)
-    # In a mirrored view a motion to the left looks like one to the right, so such classes exchange their scores.
+    # In a mirrored view, a motion to the left looks like a motion to the right, so such classes exchange their scores.
     mirrored = logits[:, views - dataset.mirrored_views :]
     for label, partner in dataset.mirror_pairs.items():
         if label < partner:
@@ -154,7 +157,7 @@ def score(
 def check_finite(scores: np.ndarray, paths: list[str], name: str) -> None:
     """Check that the scores (N, K) of the videos are finite.
 
-    Errors: ``ConfigError`` that names the model and the first video whose scores are not.
+    Errors: ``ConfigError`` that names the model and the first video whose scores are not finite.
     """
     bad = np.flatnonzero(~np.isfinite(scores).all(1))
     if len(bad):

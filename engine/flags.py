@@ -1,4 +1,4 @@
-"""The command line of the programs: a flag for each recipe key, which the file of the base recipe explains."""
+"""The command line of the programs: one flag for each recipe key. The base recipe's file explains the keys."""
 
 import argparse
 import difflib
@@ -26,9 +26,9 @@ METAVARS |= {Size: "SIZE|none", Interval: "INTERVAL|none", Factors: "{GROUP: FAC
 def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     """Add a flag for each recipe key, and ``--help``, which shows the defaults of a recipe.
 
-    The recipe is the one that ``dataset``, ``model`` and ``--variant`` choose, if they stand before ``--help``.
+    ``dataset``, ``model`` and ``--variant`` choose this recipe if they come before ``--help``.
 
-    Errors: the parser's, if the file of the base recipe cannot be read.
+    Errors: the parser ends the program if the base recipe's file cannot be read.
     """
     parser.add_argument(
         "-h",
@@ -51,12 +51,12 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
             groups[heading] = parser.add_argument_group(heading)
         groups[heading].add_argument(f"--{key}", metavar=_metavar(key), default=argparse.SUPPRESS, help=_plain(text))
     for flag in {argument.split("=")[0] for argument in sys.argv[1:]}:
-        if re.fullmatch(rf"--\w+{FACTOR}", flag):  # any group may have one, so only those that are given become flags
+        if re.fullmatch(rf"--\w+{FACTOR}", flag):  # any group may have such a flag, so it is added only if it is given
             parser.add_argument(flag, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def recipe_texts() -> dict[str, tuple[str, str]]:
-    """The heading (``# --- heading``) above each key, and the comment behind it, in the file of the base recipe.
+    """The heading (``# --- heading``) above each key and the comment after its value, in the base recipe's file.
 
     Errors: ``ConfigError`` if that file cannot be read.
     """
@@ -67,7 +67,7 @@ def recipe_texts() -> dict[str, tuple[str, str]]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
     texts = {}
-    # Values are found by the YAML parser, because a "#" within quotes begins no comment.
+    # The YAML parser finds the values, because a "#" within quotes does not start a comment.
     for key, value in root.value if isinstance(root, yaml.MappingNode) else []:
         headings = re.findall(r"^# --- (.+)$", content[: key.start_mark.index], re.MULTILINE)
         comment = re.match(r" +# (.+)", content[value.end_mark.index :])
@@ -77,12 +77,12 @@ def recipe_texts() -> dict[str, tuple[str, str]]:
 
 
 def given_recipe_flags(args: argparse.Namespace) -> dict:
-    """The recipe keys, and factors such as ``sda_lr_mult``, that were on the command line."""
+    """The recipe keys and factors (such as ``sda_lr_mult``) that were on the command line."""
     return {key: value for key, value in vars(args).items() if key in KEYS or key.endswith(FACTOR)}
 
 
 def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Parse, with ``--import`` as one more flag. An unknown flag is an error that names the nearest known one."""
+    """Parse the command line, with the flag ``--import``. An unknown flag is an error that names the most similar flag."""
     text = "first import this .py file or module of yours, which may register models and frame sources; repeatable"
     parser.add_argument("--import", action=_Import, dest="imported", default=argparse.SUPPRESS, help=text)
     args, unknown = parser.parse_known_args()
@@ -97,7 +97,7 @@ def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
 def check_model_names(parser: argparse.ArgumentParser, names: list[str]) -> None:
     """Check that models have these names.
 
-    Errors: the parser's, for the first unknown name.
+    Errors: the parser ends the program and names the first unknown name.
     """
     try:
         for name in names:
@@ -140,10 +140,10 @@ class _RecipeHelp(argparse.Action):
 
 
 def _chosen_recipe(args: argparse.Namespace) -> tuple[Recipe, str]:
-    """The recipe whose defaults the help shows, and sentences that name it and say what cannot be read."""
+    """The recipe whose defaults the help shows, and sentences that name it and report what cannot be read."""
     name, problems = "", []
     try:
-        # With a root, because without one the toy set would be drawn.
+        # A root is given, because the toy set would be drawn without one.
         name = load_dataset_config(args.dataset, root=".").name if args.dataset else ""
     except (DataError, OSError) as error:
         problems.append(str(error))
@@ -186,5 +186,5 @@ def _shown(value: object) -> str:
 
 
 def _plain(text: str) -> str:
-    """``text`` for argparse, which reads "%" as a format."""
+    """``text`` for argparse, with "%" doubled because argparse reads it as a format."""
     return text.replace("%", "%%")

@@ -1,9 +1,9 @@
-"""What SIGTERM and SIGINT do: the run finishes its step, saves and exits."""
+"""Handles SIGTERM and SIGINT: the run finishes its step, saves and exits."""
 
 import os
 import signal
 
-EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: nothing is lost, start the run again with --resume auto
+EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h; nothing is lost, and --resume auto continues the run
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -12,7 +12,7 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """A context in which the first SIGTERM or SIGINT only sets ``requested``; a second one has its usual effect."""
+    """A context in which the first SIGTERM or SIGINT only sets ``requested``. A second signal has its usual effect."""
 
     def __init__(self):
         self.requested = False
@@ -31,5 +31,5 @@ class StopRequest:
         self.requested = True
         self.__exit__()
         name = signal.Signals(number).name
-        # Not print(), because the signal may interrupt another print().
+        # print() is not safe here, because the signal may interrupt another print().
         os.write(2, f"{name}: saving after this step; send it again to stop at once\n".encode())

@@ -1,4 +1,4 @@
-"""Loaders of training and validation clips, and what the machine must have for them."""
+"""Loaders of training and validation clips, and checks of what the machine needs for them."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ from .workers import leave_signals_to_the_main_process
 
 PREFETCH = 2  # batches that each worker has ready
 SHARED_MEMORY = "/dev/shm"
-# What helps against a finding that stops the run, by its kind; the others are lines for the log.
+# The remedies of findings that stop the run, by kind. Findings of other kinds are only logged.
 REMEDIES = {
     "two_labels": "correct the list, or allow it with --allow_two_labels",
     "overlap": "correct the lists, or allow it with --allow_overlap",
@@ -30,7 +30,10 @@ REMEDIES = {
 def make_loader(
     dataset: torch.utils.data.Dataset, workers: int, device: torch.device, collate_fn=collate, **settings
 ) -> DataLoader:
-    """A loader of our datasets; ``settings``: ``batch_sampler`` or ``batch_size``, and others of ``DataLoader``."""
+    """A loader of our datasets.
+
+    ``settings`` are arguments of ``DataLoader``: ``batch_sampler`` or ``batch_size``, and others.
+    """
     return DataLoader(
         dataset,
         num_workers=workers,
@@ -38,7 +41,7 @@ def make_loader(
         pin_memory=device.type == "cuda",
         prefetch_factor=PREFETCH if workers else None,
         worker_init_fn=leave_signals_to_the_main_process,
-        # A generator of its own: otherwise each pass over the loader would draw from the one that dropout uses.
+        # The loader has its own generator. Without it, each pass would take a random number from dropout's generator.
         generator=torch.Generator(),
         **settings,
     )
@@ -51,7 +54,7 @@ def training_data(
 
     The loading processes of the training loader stay for the whole run.
 
-    Errors: ``DataError`` for a list or a source that cannot be used, ``ConfigError`` for too few videos or too little
+    Errors: ``DataError`` if a list or source cannot be used, ``ConfigError`` if there are too few videos or too little
     memory.
     """
     modality, source = Modality(recipe.modality, recipe.data_length), dataset.open_source()
@@ -77,7 +80,7 @@ def training_data(
         modality=modality,
     )
     if len(train_set) < plan.global_batch:
-        fitting = 2 ** max(0, len(train_set).bit_length() - 2)  # two steps an epoch at least
+        fitting = 2 ** max(0, len(train_set).bit_length() - 2)  # at least two steps per epoch
         raise ConfigError(
             f"{dataset.train_list}: {len(train_set)} videos are fewer than one batch of {plan.global_batch}; add "
             f"--global_batch_size {fitting} (the learning rate follows it), or fewer processes or a lower --batch_size"
@@ -94,7 +97,7 @@ def check_lists(
 ) -> None:
     """Log what is odd about the lists.
 
-    Errors: ``DataError`` for a finding that needs a flag which is not given.
+    Errors: ``DataError`` for a finding that is allowed only with a flag, if the flag is not given.
     """
     for videos, file in ((train, dataset.train_list), (val, dataset.val_list)):
         check_list(dataset, videos, file, allow_two_labels)
@@ -109,7 +112,7 @@ def check_list(dataset: DatasetConfig, videos: list[Video], file: str, allow_two
 def _report(findings: list[Finding], allowed: bool) -> None:
     """Log the findings.
 
-    Errors: ``DataError`` for the first one that has a remedy, unless such are ``allowed``.
+    Errors: ``DataError`` for the first finding whose kind is in ``REMEDIES``, unless ``allowed`` is true.
     """
     for kind, text in findings:
         if kind in REMEDIES and not allowed:
@@ -119,9 +122,10 @@ def _report(findings: list[Finding], allowed: bool) -> None:
 
 
 def check_clips(dataset: EvalDataset, on_bad_video: str, count: int = 4) -> None:
-    """Read a few videos, spread over the list, before an epoch is spent. A crop that does not fit fails on any of them.
+    """Read a few videos, spread over the list, before the first epoch. A crop that does not fit fails for all of them.
 
-    Errors: the ``DataError`` of the first one that cannot be read; if such videos are skipped, only if all are such.
+    Errors: ``DataError`` for the first video that cannot be read. If bad videos are skipped, it is raised only if none
+    of them can be read.
     """
     places = sorted({round(i * (len(dataset) - 1) / (count - 1)) for i in range(count)})
     errors = [item for item in (dataset[i] for i in places) if isinstance(item, DataError)]
@@ -130,16 +134,16 @@ def check_clips(dataset: EvalDataset, on_bad_video: str, count: int = 4) -> None
 
 
 def clip_bytes(dataset: TrainDataset | EvalDataset) -> int:
-    """How many bytes one clip, or view, of a dataset has as uint8."""
+    """The number of bytes of one uint8 clip (one view) of a dataset."""
     return dataset.num_segments * dataset.modality.stored_channels * dataset.input_size**2
 
 
 def check_shared_memory(workers: int, batch_bytes: int, folder: str = SHARED_MEMORY) -> None:
-    """Check that there is room for the batches that loading processes hand over in shared memory.
+    """Check that shared memory has room for the batches of the loading processes.
 
-    Without room they would die of a bus error later.
+    Without room, these processes would die later of a bus error.
 
-    Errors: ``ConfigError`` if the batches that the workers of this node keep ready do not fit, or cannot be written.
+    Errors: ``ConfigError`` if the batches of this node's workers do not fit, or if the memory cannot be written.
     """
     if not workers or not os.path.isdir(folder):
         return
@@ -167,7 +171,7 @@ def describe_workers(workers: int) -> None:
 
 
 def advise_on_waiting(workers: int) -> str:
-    """What helps if training waits for data."""
+    """Advice for the log if training waits for data."""
     processes, cores = processes_and_cores()
     if processes * (workers + 1) <= cores:
         return f"raise --workers ({workers} now, {cores} cores), store smaller frames, or use a faster disk"
@@ -175,6 +179,6 @@ def advise_on_waiting(workers: int) -> str:
 
 
 def processes_and_cores() -> tuple[int, int]:
-    """The number of training processes on this node, and of cores that they may use."""
+    """The number of training processes on this node, and the number of cores that they may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1)), cores

@@ -1,4 +1,4 @@
-"""Where log lines go, standard output and the log file, and the progress bar."""
+"""Sends log lines to standard output and to the log file, and shows the progress bar."""
 
 import logging
 import sys
@@ -16,9 +16,9 @@ LOGGER = logging.getLogger("motion")
 
 
 class _ProgramLine(logging.Filter):
-    """Give each record the name of the program and the line of it that is running, as the published logs do.
+    """Give each record the program's file name and the line that runs in this file, as in the published logs.
 
-    Without it, the record would name the file and the line that called ``info``.
+    Without this filter, the record would name the file and line that called ``info``.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -31,7 +31,7 @@ class _ProgramLine(logging.Filter):
 
 
 class _Console(logging.Handler):
-    """Standard output; if there is a progress bar, the line appears above it."""
+    """Writes to standard output. If there is a progress bar, the line appears above it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stdout)
@@ -39,7 +39,7 @@ class _Console(logging.Handler):
 
 
 class _File(logging.FileHandler):
-    """A log file; an error while writing ends the run.
+    """A log file. An error while writing ends the run.
 
     Errors: ``ConfigError``.
     """
@@ -57,8 +57,8 @@ class _File(logging.FileHandler):
 
 
 def progress(loader: DataLoader, what: str) -> tqdm:
-    """The batches of ``loader`` with a progress bar, which rank 0 shows if its output is a terminal."""
-    hidden = None if distributed.is_main() else True  # None: tqdm hides the bar if the output is not a terminal
+    """The batches of ``loader``, with a progress bar. Only rank 0 shows the bar, and only on a terminal."""
+    hidden = None if distributed.is_main() else True  # with None, tqdm hides the bar if the output is not a terminal
     return tqdm(batches(loader), total=len(loader), unit="batch", desc=what, leave=False, disable=hidden)
 
 
@@ -74,9 +74,9 @@ class _Buffer(logging.Handler):
 
 
 def setup(enabled: bool = True, file_later: bool = False) -> None:
-    """Send log lines to standard output, or, if not ``enabled``, nowhere.
+    """Send log lines to standard output. If ``enabled`` is false, they go nowhere.
 
-    ``file_later``: also keep the lines until ``open_file`` writes them to a file.
+    If ``file_later`` is true, the lines are also kept until ``open_file`` writes them to a file.
     """
     LOGGER.setLevel(logging.INFO if enabled else logging.CRITICAL)
     LOGGER.propagate = False
@@ -87,7 +87,7 @@ def setup(enabled: bool = True, file_later: bool = False) -> None:
 
 
 def open_file(log_file: Path) -> None:
-    """Append the lines kept so far, and all later ones, to a file; do nothing if logging is not enabled.
+    """Append the kept lines and all later ones to a file. If logging is not enabled, this does nothing.
 
     Errors: ``ConfigError`` if the file cannot be written.
     """
@@ -114,6 +114,6 @@ def _add(handler: logging.Handler) -> None:
 
 
 def info(message: str) -> None:
-    """Log a message; each line of it becomes a log line of its own, an empty message none."""
+    """Log a message. Each line of it becomes one log line. An empty message logs nothing."""
     for line in message.splitlines():
         LOGGER.info(line)

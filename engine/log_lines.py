@@ -1,4 +1,4 @@
-"""The log lines that hold figures, in the published form: how each is written, and the reader of all of them."""
+"""Writes and reads the log lines that hold figures, in the form of the published logs."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ CLASS_ACCURACY = re.compile(rf"Class Accuracy {NUMBER}%")
 
 
 class Meter:
-    """The last value and the average of all values so far, each value weighted by its count."""
+    """The last value, and the average of all values so far weighted by their counts."""
 
     def __init__(self):
         self.value = self.total = self.count = 0.0
@@ -42,9 +42,10 @@ def training_line(
     waits: Meter,
     speed: Meter,
 ) -> str:
-    """The line of a training step: ``now`` is of this step, ``so_far`` of the epoch up to it.
+    """The line of a training step. ``now`` is for this step, ``so_far`` for the epoch up to this step.
 
-    ``times``: seconds of a step; ``waits``: the part of them that was spent waiting for data; ``speed``: videos/s.
+    ``times`` are the seconds of a step. ``waits`` are the seconds of it that were spent waiting for data. ``speed`` is
+    in videos/s.
     """
     return (
         f"Epoch: [{epoch}][{step}/{steps}], lr: {lr:.5f}\t"
@@ -54,7 +55,7 @@ def training_line(
 
 
 def validation_line(batch: int, batches: int, now: Means, so_far: Means, times: Meter) -> str:
-    """The line of a batch of a validation or test: ``now`` is of this batch, ``so_far`` of all up to it."""
+    """The line of a batch of a validation or test. ``now`` is for this batch, ``so_far`` for all batches up to it."""
     return f"Val: [{batch}/{batches}]\tTime {times.value:.3f} ({times.average:.4f})\t{_losses(now, so_far)}"
 
 
@@ -80,9 +81,9 @@ def result_lines(result: dict[str, float], seconds: float, videos_per_second: fl
 def read_log(path: str | Path) -> list[dict]:
     """A row for each epoch of a log: ``epoch lr loss top1 top5 val_loss val_top1 val_top5 class_accuracy``.
 
-    Reads our logs and the published ones (which carry a second time stamp and much other output). Epochs count from
-    0. The training figures are the averages in the epoch's last line. A row lacks the keys of figures that were not
-    logged. If an epoch is logged twice (by a resumed run), its last figures count.
+    It reads our logs and the published logs, which also have a second time stamp and much other output. Epochs start at
+    0. The training figures are the averages in the epoch's last line. Figures that were not logged are missing from the
+    row. If an epoch is logged twice (by a resumed run), its last figures count.
     """
     rows: dict[int, dict] = {}
     row: dict = {}

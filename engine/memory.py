@@ -3,16 +3,16 @@
 import ctypes
 from contextlib import suppress
 
-# Names of glibc's <malloc.h>.
+# Constants of glibc's <malloc.h>.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 
 
 def keep_freed_memory() -> None:
     """Make glibc keep freed memory for the next tensors instead of returning it to the system.
 
-    By default every tensor of some MB gets new memory, which the system clears page by page when it is first written.
-    On a CPU that takes a tenth or more of a training step (``benchmarks/RESULTS.md``). The process keeps the size of
-    its peak. Without glibc nothing happens.
+    By default every tensor of some MB gets new memory, and the system clears each page of it at the first write. On a
+    CPU this takes a tenth or more of a training step (``benchmarks/RESULTS.md``). With this setting, the process stays
+    as large as its peak. Without glibc the function does nothing.
     """
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")

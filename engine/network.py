@@ -1,4 +1,4 @@
-"""A network as a recipe or a checkpoint describes it."""
+"""Builds the network that a recipe or a checkpoint describes."""
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from .stored import SETTINGS, check_entries
 
 
 def build_from_recipe(name: str, num_classes: int, recipe: Recipe) -> VideoResNet:
-    """``build_model`` with the recipe's settings, without weights.
+    """Call ``build_model`` with the recipe's settings, without weights.
 
     Errors: ``ConfigError`` with the settings if the network cannot be built with them.
     """
@@ -46,12 +46,12 @@ def build_from_checkpoint(
     Args:
         checkpoint: the content of a weights file.
         source: the name of the file in messages.
-        name, frames: the model and its number of frames, if the user says them. Otherwise the checkpoint tells them.
+        name, frames: the model and its number of frames, if the user gives them. Otherwise the checkpoint gives them.
         dataset: the dataset of the test, if there is one.
 
-    If the checkpoint does not hold its recipe, the recipe is that of its model.
+    If the checkpoint does not hold its recipe, the recipe of its model is used.
 
-    Errors: ``ConfigError`` if the checkpoint contradicts the user or the dataset, or tells too little.
+    Errors: ``ConfigError`` if the checkpoint contradicts the user or the dataset, or holds too little information.
     """
     trained = run_settings(checkpoint, source)
     own = trained["model"]
@@ -62,7 +62,8 @@ def build_from_checkpoint(
         known = ", ".join(list_models())
         raise ConfigError(f"{source}: does not say which model it holds; name it with --model ({known})")
     check_key(name, list_models(), f"model in {source}" if name == own else "model")
-    # An older file may lack keys, which then come from the model's recipe, or hold keys that mean nothing now.
+    # An older file may lack keys, which are then taken from the model's recipe. It may also have keys that are unknown
+    # now.
     kept = present_names(trained["recipe"]) if name == own else {}
     settings = {key: value for key, value in kept.items() if key in KEYS}
     frames = frames or settings.get("num_segments") or released_segments(source)
@@ -81,22 +82,22 @@ def build_from_checkpoint(
     where = dataset.name if dataset else trained["dataset"].get("name", "")
     try:
         recipe = load_recipe(name, where, **settings | {"num_segments": frames})
-        with torch.device("meta"):  # shapes alone, because a file may describe a network of any size
+        with torch.device("meta"):  # without memory, because a file may describe a network of any size
             check_weights(build_from_recipe(name, classes, recipe), checkpoint, source)
     except WeightsError:
         raise
     except (ConfigError, DataError) as error:
         raise ConfigError(f"{source}: {shown_name(str(error), 500)}") from None
-    except Exception as error:  # the model_options of a file may raise anything in the network
+    except Exception as error:  # the model_options of a file may cause any error in the network
         reason = shown_name(f"{type(error).__name__}: {error}", 200)
         raise ConfigError(f"{source}: its recipe describes no network ({reason}); load its state_dict alone") from error
     return build_from_recipe(name, classes, recipe), recipe
 
 
 def run_settings(checkpoint: dict, source: str = "checkpoint") -> dict:
-    """``model``, ``recipe`` and ``dataset`` of the run that wrote a checkpoint; empty for what it does not hold.
+    """``model``, ``recipe`` and ``dataset`` of the run that wrote a checkpoint. Missing settings are empty.
 
-    Errors: ``ConfigError`` for settings that main.py would not write.
+    Errors: ``ConfigError`` if main.py cannot have written these settings.
     """
     check_entries(checkpoint, SETTINGS, source)
     stored, arch = checkpoint.get("config", {}), checkpoint.get("arch")
@@ -107,11 +108,12 @@ def run_settings(checkpoint: dict, source: str = "checkpoint") -> dict:
 def build_for_training(
     name: str, num_classes: int, recipe: Recipe, device: torch.device, with_weights: bool
 ) -> VideoResNet:
-    """The network of a recipe on its device, in training mode, with the recipe's switches set.
+    """The network of a recipe on its device, in training mode, with the recipe's options set.
 
-    ``with_weights``: load ``recipe.tune_from`` or ``recipe.pretrained``. A resumed run loads its checkpoint instead.
+    If ``with_weights`` is true, load ``recipe.tune_from`` or ``recipe.pretrained``. A resumed run loads its checkpoint
+    instead.
 
-    Errors: ``ConfigError`` for switches that exclude each other, ``WeightsError`` for weights that do not fit.
+    Errors: ``ConfigError`` if options exclude each other, ``WeightsError`` if weights do not fit.
     """
     torch.manual_seed(recipe.seed)
     model = build_from_recipe(name, num_classes, recipe)
@@ -127,8 +129,8 @@ def build_for_training(
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if recipe.compile and recipe.activation_checkpointing:
         raise ConfigError(
-            "compile and activation_checkpointing are both true, which PyTorch cannot combine where batch norm must "
-            "not count the second pass; choose one"
+            "compile and activation_checkpointing are both true; PyTorch cannot combine them, because batch norm must "
+            "not count the second forward pass; choose one"
         )
     model.activation_checkpointing(recipe.activation_checkpointing)
     model = model.to(device)
@@ -141,11 +143,11 @@ def build_for_training(
 
 
 def channels_last(model: nn.Module) -> None:
-    """Store 4-D weights in channels_last memory, so that the outputs of convolutions are channels_last too.
+    """Store 4-D weights in channels_last memory. The outputs of convolutions are then channels_last too.
 
-    ``model.to(memory_format=...)`` refuses a network that also has 5-D weights (RSA, SDA). A 1x1 weight is the same in
-    both layouts. It keeps its strides, because with others DistributedDataParallel would copy its gradient in each
-    step.
+    ``model.to(memory_format=...)`` cannot be used, because it refuses a network with 5-D weights (RSA, SDA). A 1x1
+    weight is the same in both layouts. It keeps its strides, because DistributedDataParallel would otherwise copy its
+    gradient in each step.
     """
     for parameter in model.parameters():
         if parameter.dim() == 4 and max(parameter.shape[2:]) > 1:

@@ -13,25 +13,25 @@ from models.resnet import VideoResNet
 from .config import ConfigError, Recipe, check_key
 from .log import info
 
-LAYERS = (_ConvNd, nn.Linear)  # their parameters are a weight and a bias
+LAYERS = (_ConvNd, nn.Linear)  # layers whose parameters are a weight and a bias
 NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)
 FIRST = ("conv1_weight", "conv1_bias", "weight", "bias", "bn", "fc_weight", "fc_bias")  # groups, in this order
 
 
 def parameter_groups(model: VideoResNet, lr_mults: Mapping[str, float] | None = None, flow: bool = False) -> list[dict]:
-    """Groups for ``torch.optim.SGD`` with ``name lr_mult decay_mult param_names`` beside ``params``.
+    """Groups for ``torch.optim.SGD``. Each has ``params`` and ``name lr_mult decay_mult param_names``.
 
-    A group is the weights, or the biases, of the backbone, the classifier (``fc``), on ``flow`` the first convolution
-    (``conv1``), or the modules whose class, or that of a module around them, declares the name of a group
-    (``optim_group = "sda"``). All norms are one group, ``bn``. A class declares what its parameters outside of
-    standard layers are (``optim_params = {"P1": "weight"}``). Decay falls on weights only. Frozen parameters are in
-    no group.
+    A group holds the parameters of one kind, such as weights or biases, of one part of the network. The parts are the
+    backbone, the classifier (``fc``), the first convolution (``conv1``, only for ``flow``), and each part that a class
+    declares (``optim_group = "sda"``); modules inside such a module belong to its part. All norms are one group,
+    ``bn``. With ``optim_params = {"P1": "weight"}``, a class declares the kind of its parameters outside standard
+    layers. Only weights decay. Frozen parameters are in no group.
 
     Args:
-        lr_mults: factors of the learning rate by ``fc``, ``fc_bias``, ``sda``, ... 1 for what it does not name, 5 for
-            flow's first convolution (TSM), and for biases twice the factor of the weights (TSN).
+        lr_mults: factors of the learning rate for ``fc``, ``fc_bias``, ``sda``, ... By default, the factor is 1, or 5
+            for flow's first convolution (TSM). The default for biases is twice the factor of the weights (TSN).
 
-    Errors: ``ConfigError`` for a parameter that no class declares and for a factor of a group that does not exist.
+    Errors: ``ConfigError`` if no class declares a parameter, or if a factor names a group that does not exist.
     """
     lr_mults = ({"conv1": 5.0} if flow else {}) | dict(lr_mults or {})
     modules = dict(model.named_modules())
@@ -47,7 +47,7 @@ def parameter_groups(model: VideoResNet, lr_mults: Mapping[str, float] | None = 
                 members.setdefault(name, []).append((f"{module_name}.{leaf}", parameter))
     known = {name.removesuffix("_weight") for name in members} | set(declared.values())
     for key, factor in lr_mults.items():
-        if factor != 1:  # a factor of 1 changes nothing; older checkpoints have one for SDA whatever their model is
+        if factor != 1:  # older checkpoints have a factor for SDA for any model; 1 changes nothing
             check_key(key, sorted(known), f"group of {model.arch or 'the model'} in lr_mults")
     return [
         {
@@ -91,9 +91,9 @@ def _factor(group: str, lr_mults: Mapping[str, float]) -> float:
 
 
 def build_optimizer(model: VideoResNet, recipe: Recipe) -> torch.optim.SGD:
-    """The recipe's optimiser. Its groups go to the log.
+    """The recipe's optimiser. Its groups are logged.
 
-    Errors: those of ``parameter_groups``, and ``ConfigError`` if everything is frozen.
+    Errors: the errors of ``parameter_groups``, and ``ConfigError`` if everything is frozen.
     """
     groups = parameter_groups(model, recipe.lr_mults, flow=recipe.modality == "Flow")
     for group in groups:
@@ -106,15 +106,15 @@ def build_optimizer(model: VideoResNet, recipe: Recipe) -> torch.optim.SGD:
 
 
 def build_sgd(groups: list[dict], lr: float, momentum: float, nesterov: bool, weight_decay: float) -> torch.optim.SGD:
-    """SGD whose groups decay by ``weight_decay * decay_mult``."""
+    """SGD. The weight decay of a group is ``weight_decay * decay_mult``."""
     groups = [group | {"weight_decay": weight_decay * group["decay_mult"]} for group in groups]
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float, use_multipliers: bool) -> None:
-    """Give every group ``lr``, times its ``lr_mult`` if ``use_multipliers``.
+    """Set every group's learning rate to ``lr``, multiplied by its ``lr_mult`` if ``use_multipliers``.
 
-    The released RSA code sets the multipliers, and then its cosine schedule overwrites them. So its runs had one
+    The released RSA code sets the multipliers, but its cosine schedule then overwrites them. Its runs therefore had one
     learning rate for all groups.
     """
     for group in optimizer.param_groups:

@@ -10,14 +10,14 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class Precision:
     """One of the number formats ``"fp32"``, ``"tf32"``, ``"bf16"``, ``"fp16"`` and ``"auto"``, on a device.
 
-    ``"fp32"`` is what the published runs used: every product is computed in 32 bits. ``"tf32"`` rounds the inputs of
-    products to 10 bits on NVIDIA GPUs since Ampere. ``"bf16"`` and ``"fp16"`` use autocast; weights and optimiser stay
-    in 32 bits. ``"fp16"`` also scales the loss (``scaler``) and leaves out a step whose gradients overflow. ``"auto"``
-    is bf16 on a GPU that supports it, fp16 on an older GPU, and fp32 on a CPU.
+    The published runs used ``"fp32"``: every product is computed in 32 bits. ``"tf32"`` rounds the inputs of products
+    to 10 bits on NVIDIA GPUs since Ampere. ``"bf16"`` and ``"fp16"`` use autocast, and weights and optimiser stay in 32
+    bits. ``"fp16"`` also scales the loss (``scaler``) and skips a step if its gradients overflow. ``"auto"`` is bf16 on
+    a GPU that supports it, fp16 on an older GPU, and fp32 on a CPU.
 
-    Call ``apply`` before computing on the device: making the object changes nothing in the process.
+    Call ``apply`` before computing on the device, because creating the object changes nothing.
 
-    Errors: ``ConfigError`` for a format that the device does not support.
+    Errors: ``ConfigError`` if the device does not support the format.
     """
 
     def __init__(self, name: str, device: torch.device):
@@ -33,7 +33,7 @@ class Precision:
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
 
     def apply(self) -> None:
-        """Switch TF32 of the whole process: off for fp32, on for the others. It does nothing for a CPU."""
+        """Switch TF32 for the whole process: off for fp32, on for other formats. On a CPU this does nothing."""
         if self.device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.name != "fp32"
 

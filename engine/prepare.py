@@ -1,4 +1,4 @@
-"""Everything that a training run needs, built and checked before anything is written."""
+"""Builds and checks everything that a training run needs, before anything is written."""
 
 import argparse
 import dataclasses
@@ -34,7 +34,7 @@ ALLOWED = ("allow_overlap", "allow_two_labels")
 
 @dataclass
 class Run:
-    """What training works with. ``settings`` holds all that the run depends on, in plain values."""
+    """Everything that training needs. ``settings`` holds everything that the run depends on, in plain values."""
 
     recipe: Recipe
     plan: BatchPlan
@@ -46,9 +46,9 @@ class Run:
 
 
 def prepare(args: argparse.Namespace, start: Start, device: torch.device) -> Run:
-    """The run of a command line. A resumed run keeps its settings, except those that the command line changes.
+    """Prepare the run of a command line. A resumed run keeps its settings unless the command line changes them.
 
-    Errors: ``DataError``, ``ConfigError`` and ``WeightsError`` with what does not fit and its remedy.
+    Errors: ``DataError``, ``ConfigError`` and ``WeightsError``. They name the problem and the remedy.
     """
     dataset, given = choose_dataset(args, start)
     recipe, plan, batch_line = make_recipe(args, dataset, start)
@@ -61,7 +61,7 @@ def prepare(args: argparse.Namespace, start: Start, device: torch.device) -> Run
         "model": args.model,
         "variant": args.variant or start.settings.get("variant"),
         "recipe": config.to_plain(recipe),
-        # The flags of the command lines, which a resumed run keeps.
+        # The flags of all command lines of this run. A resumed run keeps them.
         "flags": start.flags(dataset.name) | given | flags.given_recipe_flags(args),
         "lists": {"training videos": fingerprint(train_set.videos), "validation videos": fingerprint(val_set.videos)},
         "processes": distributed.world_size(),
@@ -94,7 +94,7 @@ def prepare(args: argparse.Namespace, start: Start, device: torch.device) -> Run
 
 
 def choose_dataset(args: argparse.Namespace, start: Start) -> tuple[DatasetConfig, dict]:
-    """The dataset, and the flags about it: those given now, and those that the run was started with."""
+    """The dataset and the flags about it: the flags given now, and the flags that the run was started with."""
     now = {key: getattr(args, key) for key in (*PLACES, *ALLOWED) if getattr(args, key)}
     dataset = load_dataset_config(args.dataset, **{key: now.get(key) for key in PLACES})
     before = start.flags(dataset.name)
@@ -105,7 +105,7 @@ def choose_dataset(args: argparse.Namespace, start: Start) -> tuple[DatasetConfi
 
 
 def make_recipe(args: argparse.Namespace, dataset: DatasetConfig, start: Start) -> tuple[Recipe, BatchPlan, str]:
-    """The recipe with the flags applied; how the clips of a step are shared; and a line about both for the log."""
+    """The recipe with the flags applied, the batch plan of a step, and a line about both for the log."""
     given = flags.given_recipe_flags(args)
     variant = args.variant if args.variant != start.settings.get("variant") else None
     try:

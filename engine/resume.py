@@ -1,4 +1,4 @@
-"""What a resumed run takes from its checkpoint: settings, state, and how much of an epoch is done."""
+"""A resumed run takes its settings, its state and its place in the epoch from a checkpoint."""
 
 import difflib
 from dataclasses import dataclass, field
@@ -11,21 +11,21 @@ from .config import ConfigError, present_names
 from .log import info
 from .state import NO_BEST, TrainingState
 
-# The settings that the clips of a step depend on, besides epoch and step.
+# The clips of a step depend on these settings, and on epoch and step.
 STEPS_DEPEND_ON = ("global_batch_size", "seed", "training videos")
 
 
 @dataclass
 class Start:
-    """Where a run starts from: ``path`` and ``content`` of a checkpoint, or nothing for a new run."""
+    """The start of a run: ``path`` and ``content`` of a checkpoint, or nothing for a new run."""
 
     path: Path | None = None
     content: dict = field(default_factory=dict)
-    same_run: bool = True  # the checkpoint lies in the run's own folder
+    same_run: bool = True  # whether the checkpoint is in the run's own folder
 
     @property
     def settings(self) -> dict:
-        """The settings of the run that wrote the checkpoint; empty for a new run."""
+        """The settings of the run that wrote the checkpoint. They are empty for a new run."""
         return self.content.get("config", {})
 
     @property
@@ -33,7 +33,7 @@ class Start:
         return self.settings.get("recipe", {})
 
     def flags(self, dataset: str) -> dict:
-        """The flags that the run was started with; empty if it was started with another dataset."""
+        """The flags that the run was started with. They are empty if it was started with another dataset."""
         same = self.settings.get("dataset", {}).get("name") == dataset
         return self.settings.get("flags", {}) if same else {}
 
@@ -41,7 +41,7 @@ class Start:
 def find_start(resume: str | None, folder: Path, arch: str) -> Start:
     """The start that ``--resume`` asks for.
 
-    Errors: ``ConfigError`` or ``WeightsError`` with the reason, for instance if an existing run would be overwritten.
+    Errors: ``ConfigError`` or ``WeightsError`` with the reason, for example if an existing run would be overwritten.
     """
     found = checkpoint.newest(folder)
     if resume is None:
@@ -69,12 +69,12 @@ def go_on(state: TrainingState, start: Start, settings: dict) -> None:
         info(f"changed since that checkpoint: {key}: {one_line(before[key], 100)} -> {one_line(now[key], 100)}")
     if state.step and (others := [key for key in changed if key in STEPS_DEPEND_ON]):
         info(
-            f"epoch {state.epoch} starts again, since {' and '.join(others)} changed: its steps have other clips now, "
-            f"so those of the {state.step} steps that were done are seen twice"
+            f"epoch {state.epoch} starts again, because {' and '.join(others)} changed: its steps have other clips, "
+            f"so the clips of the {state.step} finished steps are seen twice"
         )
         state.restart_epoch()
     if not start.same_run or "validation videos" in changed:
-        info(f"the best accuracy so far ({max(state.best, 0):.3f}) is another run's or list's, and starts anew")
+        info(f"the best accuracy so far ({max(state.best, 0):.3f}) belongs to another run or list and is not kept")
         state.best = NO_BEST
 
 
@@ -86,7 +86,10 @@ def _similar(folder: Path) -> str:
 
 
 def _flat(settings: dict) -> dict:
-    """The settings that a run depends on, one level deep. Recipe keys have present names, dataset keys a prefix."""
+    """The settings that a run depends on, as a flat dictionary.
+
+    Recipe keys have their new names, dataset keys a prefix.
+    """
     dataset = {f"dataset {key}": value for key, value in settings.get("dataset", {}).items()}
     others = {key: settings[key] for key in ("variant", "processes") if key in settings}
     return present_names(settings.get("recipe", {})) | dataset | others | settings.get("lists", {})

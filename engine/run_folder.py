@@ -31,10 +31,10 @@ def log_file(name: str) -> Path:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """A context in which no other process trains the run, on this node or on another one that shares the folder.
+    """A context in which no other process can train the run, on this node or on another node that shares the folder.
 
-    The lock belongs to this process only, not to the loading processes that it starts. The system releases it when the
-    process ends, however it ends. The lock file lies beside the run's folder and is deleted with the lock.
+    The lock belongs only to this process, not to the loading processes that it starts. The system releases the lock
+    when the process ends for any reason. The lock file is next to the run's folder and is deleted with the lock.
 
     Errors: ``ConfigError`` if another process holds the lock, or if the file cannot be written.
     """
@@ -47,15 +47,15 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # before the release: a process that then locks the file sees that it is gone
+        path.unlink(missing_ok=True)  # before the release, so a process that locks the deleted file can notice it
         os.close(descriptor)
-        for empty in made:  # by a run that never started
+        for empty in made:  # rmdir() removes only empty folders, of a run that never started
             with suppress(OSError):
                 empty.rmdir()
 
 
 def _make_folders(folder: Path) -> list[Path]:
-    """Make a folder and those above it; returns the ones that did not exist, the innermost first."""
+    """Make a folder and its parents; returns the folders that did not exist, the innermost first."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     return made

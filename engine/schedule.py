@@ -1,4 +1,4 @@
-"""The learning rate of each epoch, and which epochs are validated. Epochs count from 0."""
+"""The learning rate of each epoch, and which epochs are validated. Epochs start at 0."""
 
 import math
 
@@ -21,15 +21,15 @@ def is_validated(recipe: Recipe, epoch: int) -> bool:
 def warmup_cosine(epoch: int, epochs: int, lr: float, warmup_epochs: int = 5, min_lr_ratio: float = 1e-3) -> float:
     """The released RSA schedule: linear warm-up, then half a cosine down to ``lr * min_lr_ratio``.
 
-    The released code advances its counter before the first epoch, so epoch 0 has the value of step 1, and the peak is
-    reached in epoch ``warmup_epochs - 1``.
+    The released code advances its counter before the first epoch. Therefore epoch 0 has the value of step 1, and the
+    peak is in epoch ``warmup_epochs - 1``.
     """
     step = epoch + 1
     if step < warmup_epochs:
         done = step / warmup_epochs
         return lr * (min_lr_ratio * (1 - done) + done)
     lowest = lr * min_lr_ratio
-    # max: a run as short as its warm-up would divide by zero.
+    # max() prevents a division by zero if the run is as short as its warm-up.
     progress = (step - warmup_epochs) / max(1, epochs - warmup_epochs)
     return lowest + (lr - lowest) * (1 + math.cos(math.pi * progress)) / 2
 

@@ -13,7 +13,7 @@ from models.weight_files import misfit, shown_name, unusable
 from .config import ConfigError
 from .precision import Precision
 
-NO_BEST = -1.0  # percent: any accuracy is better
+NO_BEST = -1.0  # percent; every accuracy is higher
 
 
 @dataclass
@@ -22,10 +22,10 @@ class TrainingState:
 
     ``best`` is the highest validation Prec@1 so far, in percent. ``skipped`` counts the steps that were left out
     because they were not finite. ``totals`` holds the sums of loss, top-1, top-5 and clips of the epoch so far, over
-    all processes. ``left_out`` maps the path of each video of the epoch that could not be read to the reason.
+    all processes. ``left_out`` has the videos of the epoch that could not be read: path -> reason.
 
-    No generator has a state to save, because random numbers are drawn from a new seed for each step and process
-    (``step_seed``) and for each clip.
+    The state of random generators is not saved. It is not needed, because each step of a process (``step_seed``) and
+    each clip draws from a new seed.
     """
 
     model: VideoResNet
@@ -41,7 +41,7 @@ class TrainingState:
 
     @property
     def tested(self) -> nn.Module:
-        """The model that is validated and published: the averaged one if there is one."""
+        """The model that is validated and published. This is the averaged model if weights are averaged."""
         return self.model if self.ema is None else self.ema.module
 
     def __str__(self) -> str:
@@ -57,10 +57,10 @@ class TrainingState:
         self.step, self.totals, self.left_out = 0, [0.0] * 4, {}
 
     def to_checkpoint(self, config: dict) -> dict:
-        """The content of a checkpoint; ``config`` is the run's settings.
+        """The content of a checkpoint. ``config`` are the run's settings.
 
-        ``state_dict`` holds the validated weights. If weights are averaged, ``train_state_dict`` holds the ones that
-        training goes on from.
+        ``state_dict`` holds the validated weights. If weights are averaged, ``train_state_dict`` holds the weights from
+        which training continues.
         """
         content = {
             "epoch": self.epoch,
@@ -91,7 +91,7 @@ class TrainingState:
             self.precision.scaler.load_state_dict(content["scaler"])
         if self.ema is not None:
             load_weights(self.ema.module, content, name=source)
-            # A run that did not average its weights before starts the average here.
+            # If the run did not average its weights before, the average starts here.
             self.ema.n_averaged.fill_(content.get("ema_updates", 0))
         self.epoch, self.step, self.best = content["epoch"], content.get("step", 0), content["best_prec1"]
         self.skipped, self.totals = content.get("skipped", 0), list(content.get("totals", self.totals))
@@ -99,9 +99,9 @@ class TrainingState:
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, content: dict, source: str) -> None:
-    """Take the momentum from a checkpoint. Learning rates, decay and multipliers stay those of the present recipe.
+    """Take the momentum from a checkpoint. Learning rates, decay and multipliers still come from the recipe.
 
-    Errors: ``ConfigError`` if the checkpoint has other parameters or momentum that cannot be used.
+    Errors: ``ConfigError`` if the checkpoint has other parameters, or momentum that cannot be used.
     """
     groups, state = optimizer.state_dict()["param_groups"], content["optimizer"]["state"]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

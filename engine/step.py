@@ -17,13 +17,13 @@ from .precision import Precision
 
 @dataclass
 class Step:
-    """The outcome of a step. ``loss top1 top5 clips`` are sums over the clips of all processes."""
+    """The result of a step. ``loss top1 top5 clips`` are sums over the clips of all processes."""
 
     loss: float
     top1: float
     top5: float
     clips: float
-    finite: bool  # if not, there was no update
+    finite: bool  # if false, there was no update
     stop: bool  # whether any process was asked to stop
     norm: float  # of the gradient, before clipping
     unread: int  # clips of all processes that could not be read
@@ -47,16 +47,17 @@ def train_step(
 ) -> Step:
     """One update from the mean loss over the ``plan.global_batch`` clips of a step.
 
-    ``batches``: this process's ``plan.accumulation`` pairs of normalised clips (N,T,C,H,W) and labels (M). If M < N,
-    the clips from the M-th on only fill the places of clips that could not be read. They have no part in the loss, so
-    the clips that could not be read count as a gradient of zero. If M is 0, the BN statistics do not change either.
+    ``batches`` are this process's ``plan.accumulation`` pairs of normalised clips (N,T,C,H,W) and labels (M). If M < N,
+    the last N - M clips replace clips that could not be read. They have no part in the loss, so a clip that could not
+    be read has a gradient of zero. If M is 0, the BN statistics do not change either.
 
-    The loss is the cross-entropy; with smoothing e, ``(1-e)*NLL + e*mean over classes of -log p``. The gradient is
-    clipped to the norm ``clip_gradient``. If a loss of any process, or the gradient, is not finite, no process updates.
+    The loss is the cross-entropy. With label smoothing e it is ``(1-e)*NLL + e*mean over classes of -log p``. The
+    gradient is clipped to the norm ``clip_gradient``. If a loss of any process, or the gradient, is not finite, no
+    process updates.
     """
     optimizer.zero_grad()
     losses, correct, clips_done, unread = [], 0.0, 0, 0
-    # DistributedDataParallel averages the gradients of the processes, so each loss is multiplied by their number.
+    # DistributedDataParallel averages gradients over the processes, so each loss is multiplied by their number.
     scale = plan.processes / plan.global_batch
     for i, (clips, labels) in enumerate(batches, start=1):
         kept = None if len(labels) else copy_buffers(model)
@@ -79,9 +80,10 @@ def train_step(
     norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
 
     loss = torch.cat(losses)
-    local = torch.stack([loss.sum(), *correct, norm]).double().cpu()  # waits for the device, once a step
+    local = torch.stack([loss.sum(), *correct, norm]).double().cpu()  # the only wait for the device in a step
     bad = torch.nonzero(~torch.isfinite(loss)).flatten().tolist()
-    # All processes have the same gradient and norm. With a scaler, an overflow is normal: the scaler skips the update.
+    # All processes have the same gradient and norm. If there is a scaler, an overflow is normal, and it skips the
+    # update.
     failed = not torch.isfinite(local[0]) or not (torch.isfinite(local[3]) or precision.scaler.is_enabled())
     sums = torch.tensor([*local[:3], clips_done, unread, failed, stop], dtype=torch.float64)
     *sums, unread, failed, stop = distributed.all_sum(sums).tolist()
@@ -92,7 +94,7 @@ def train_step(
 
 
 def copy_buffers(model: nn.Module) -> list[Tensor]:
-    """Copies of the BN statistics, which a forward pass changes."""
+    """Copies of the BN statistics. A forward pass changes the originals."""
     return [buffer.clone() for buffer in model.buffers()]
 
 

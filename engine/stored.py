@@ -1,4 +1,4 @@
-"""What a checkpoint must hold. Each entry and its meaning is data, and one function checks them."""
+"""Rules for the entries of a checkpoint. The rules are data, and one function checks them."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ REMEDY = "give a checkpoint as main.py wrote it, or a file with its state_dict a
 
 @dataclass(frozen=True)
 class Entry:
-    """What an entry must be, in words and as a test. ``needed``: checkpoints of every version have it."""
+    """The rule for an entry, in words and as a test. If ``needed``, checkpoints of every version have the entry."""
 
     what: str
     holds: Callable[[object], bool]
@@ -27,9 +27,10 @@ class Entry:
 def check_entries(content: dict, entries: dict[str, Entry], source: str, remedy: str = REMEDY) -> None:
     """Check the ``entries`` of ``content``.
 
-    ``a.b`` is the entry ``b`` of ``a``, and ``a.*`` is each entry of ``a``. ``a`` must come before them in ``entries``.
+    ``a.b`` is the entry ``b`` of ``a``, and ``a.*`` is every entry of ``a``. ``a`` must come before both in
+    ``entries``.
 
-    Errors: ``ConfigError`` for the first entry that is wrong, or that is missing and needed.
+    Errors: ``ConfigError`` for the first entry that is wrong, or that is needed but missing.
     """
     for key, entry in entries.items():
         found = [("", content)]
@@ -63,7 +64,7 @@ def _name(value: object) -> bool:
 
 
 def _count(value: object) -> bool:
-    return type(value) is int and 0 <= value <= LARGEST  # a bool is an int, but has another type
+    return type(value) is int and 0 <= value <= LARGEST  # type() excludes bool, which is a subclass of int
 
 
 def _number(value: object) -> bool:
@@ -156,7 +157,7 @@ RESUMED = SETTINGS | {
     "config.variant": Entry("a variant's name, or none", _name),
     "config.flags": Entry("a mapping of flags to values", _named),
     "config.flags.*": Entry("a number, a word, or a list of these", _setting),
-    "config.lists": Entry("a mapping of lists to what tells them from others", _texts),
+    "config.lists": Entry("a mapping of lists to their fingerprints", _texts),
     "config.processes": Entry(COUNT, _count),
     "arch": Entry(MODEL, _name, needed=True),
     "state_dict": Entry(MAPPING, _mapping, needed=True),

@@ -1,4 +1,4 @@
-"""A test: its members (a network, the views it sees, its share in the average), their scores, and lines about them."""
+"""Parts of a test: its members (a network with its views and its share in the average), their scores, and log lines."""
 
 import argparse
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from .network import build_from_checkpoint, run_settings
 from .precision import Precision
 
 GEOMETRY = ("views", "resize", "crop", "input", "short_videos", "mirrored_scores")
-# What the released code tests with, by name. Flags override these values.
+# The settings of the released tests, by name. Flags override them.
 PROTOCOLS = {
     "rsa": {"views": "1x1", "resize": "240x320", "crop": 224, "input": 224, "short_videos": "first_frame"},
     "sda": {"views": "1x1", "resize": "256", "crop": 224, "input": 224, "short_videos": "spread"},
@@ -35,7 +35,7 @@ PROTOCOLS = {
 
 @dataclass
 class Views:
-    """The geometry of a test, complete: ``choose_views`` fills in the values that were not given."""
+    """The complete geometry of a test. ``choose_views`` fills in the values that were not given."""
 
     crops: int
     clips: int
@@ -53,12 +53,12 @@ class Views:
 
 @dataclass
 class Member:
-    """A network that is tested, alone or in an ensemble."""
+    """A network of a test. An ensemble has several members."""
 
     file: str  # of its weights
     model: VideoResNet
-    recipe: Recipe  # the one it was trained by, or its model's if the file does not say
-    categories: list[str] | None  # class names in label order, if the file or the dataset says
+    recipe: Recipe  # of its training, or the model's recipe if the file does not hold one
+    categories: list[str] | None  # class names in label order, if the file or the dataset has them
     views: Views
     share: float  # in the average; shares need not sum to 1
 
@@ -68,12 +68,15 @@ class Member:
 
     @property
     def mirror_pairs(self) -> dict[int, int]:
-        """label -> label with which it exchanges its score in mirrored crops."""
+        """label -> the label with which it exchanges scores in mirrored crops."""
         return mirror_pairs(self.categories) if self.views.mirrored_scores == "swap" else {}
 
     @property
     def protocol(self) -> str:
-        """Crops x clips @ input, and what is done to scores of mirrored crops, if there are any."""
+        """The text "crops x clips @ input".
+
+        If some crops are mirrored, it also says whether their scores are swapped.
+        """
         text = f"x{self.views.crops}x{self.views.clips} @{self.views.input}"
         if self.views.crops in MIRRORED:
             text += f" (mirrored scores {'swapped' if self.mirror_pairs else 'kept'})"
@@ -81,9 +84,9 @@ class Member:
 
 
 def build_members(args: argparse.Namespace, dataset: DatasetConfig | None) -> list[Member]:
-    """The members of a test, from its flags. One ``--model``, ``--num_segments`` or ``--protocol`` holds for all.
+    """The members of a test, from its flags. A single ``--model``, ``--num_segments`` or ``--protocol`` is for all.
 
-    Errors: ``ConfigError`` and ``WeightsError`` with what does not fit and its remedy.
+    Errors: ``ConfigError`` and ``WeightsError``. They name the problem and the remedy.
     """
     files, columns = args.weights, []
     for flag in ("model", "num_segments", "protocol"):
@@ -102,9 +105,9 @@ def build_members(args: argparse.Namespace, dataset: DatasetConfig | None) -> li
 
 
 def parse_shares(text: str | None, count: int) -> list[float]:
-    """The share of each member from ``--member_weights``, such as ``"2,1"``; equal shares for ``None``.
+    """The share of each member from ``--member_weights``, such as ``"2,1"``. ``None`` means equal shares.
 
-    Errors: ``ConfigError`` unless there are ``count`` numbers from 0 with a finite sum above 0.
+    Errors: ``ConfigError`` unless there are ``count`` numbers that are not negative and have a finite sum above 0.
     """
     if text is None:
         return [1.0] * count
@@ -120,9 +123,9 @@ def parse_shares(text: str | None, count: int) -> list[float]:
 def load_network(
     file: str, name: str | None, frames: str | None, dataset: DatasetConfig | None
 ) -> tuple[VideoResNet, Recipe, list[str] | None]:
-    """The network of a weights file, its recipe, and its class names. The user gives what the file does not say.
+    """The network of a weights file, its recipe, and its class names. The user's flags fill what the file lacks.
 
-    Errors: ``ConfigError``, ``WeightsError``.
+    Errors: ``ConfigError`` and ``WeightsError``.
     """
     checkpoint = read_checkpoint(file)
     frames = None if frames is None else config.coerce("num_segments", frames)
@@ -140,7 +143,7 @@ def load_network(
 
 
 def choose_views(recipe: Recipe, protocol: str | None, **given: object) -> Views:
-    """The views of a test. ``given`` values of ``GEOMETRY`` override the protocol, which overrides the recipe."""
+    """The views of a test. Values come from the recipe; the protocol overrides them; ``given`` values override both."""
     own = {
         "views": recipe.test_views,
         "resize": recipe.test_resize,
@@ -168,7 +171,7 @@ def choose_views(recipe: Recipe, protocol: str | None, **given: object) -> Views
 def make_test_set(member: Member, videos: list[Video], source: FrameSource, order: FrameOrder) -> EvalDataset:
     """The views of every video as the member sees them.
 
-    Errors: ``ConfigError`` for an order that no clip can have.
+    Errors: ``ConfigError`` if clips cannot have the asked order.
     """
     views, frames = member.views, member.recipe.num_segments
     if order.name == "repeat" and not 1 <= order.frame <= frames:
@@ -197,9 +200,9 @@ def score_list(
     precision: Precision,
     order: FrameOrder,
 ) -> tuple[Scores, dict[int, str]]:
-    """The scores of the videos that can be read; and why others cannot, by their place in the list.
+    """The scores of the videos that can be read, and the reasons for the other videos by their place in the list.
 
-    Errors: those of ``evaluate``.
+    Errors: the errors of ``evaluate``.
     """
     parts, left_out = [], {}
     for member in members:
@@ -235,9 +238,9 @@ def score_list(
 
 
 def protocol_line(members: list[Member]) -> str:
-    """Frames x crops x clips @ input, such as ``16x3x2 @224``.
+    """The text "frames x crops x clips @ input", such as ``16x3x2 @224``.
 
-    The frame counts of members with the same views stand in one bracket: ``(8+16)x3x2 @224``.
+    The frame counts of members with the same views are in one bracket: ``(8+16)x3x2 @224``.
     """
     frames: dict[str, list[str]] = {}
     for member in members:
@@ -250,7 +253,7 @@ def protocol_line(members: list[Member]) -> str:
 def average(members: list[np.ndarray], shares: list[float], kind: str) -> np.ndarray:
     """The mean (N,K) of the members' scores (N,K), weighted by their shares.
 
-    ``kind``: ``"logits"``, as released, or ``"softmax"``, the mean of each member's probabilities.
+    ``kind`` is ``"logits"``, as released, or ``"softmax"``, which averages the members' probabilities.
     """
     if kind == "softmax":
         members = [torch.from_numpy(scores).softmax(1).numpy() for scores in members]
@@ -259,7 +262,7 @@ def average(members: list[np.ndarray], shares: list[float], kind: str) -> np.nda
 
 
 def order_table(rows: list[tuple[FrameOrder, dict[str, float]]]) -> str:
-    """A table of the accuracy for each order of frames, the first one unchanged, and the share of Top-1 lost."""
+    """A table of the accuracy for each order of frames, with the share of Top-1 lost. The first order is unchanged."""
     whole = rows[0][1]["top1"]
     lines = ["frames                 Top-1   Top-5   of Top-1 lost"]
     for order, result in rows:

@@ -22,8 +22,8 @@ from .log_lines import Meter, training_line
 from .state import TrainingState
 from .step import Step, copy_buffers, restore_buffers, train_step
 
-MOST_UNREAD = 0.01  # of a list, in an epoch
-WAITING_IS_MUCH = 0.2  # of an epoch's time
+MOST_UNREAD = 0.01  # share of a list, in one epoch
+WAITING_IS_MUCH = 0.2  # share of an epoch's time
 
 
 def train_one_epoch(
@@ -37,11 +37,11 @@ def train_one_epoch(
 ) -> dict[str, float]:
     """Train from ``state.step`` to the end of the epoch; returns its ``loss top1 top5`` over all processes.
 
-    ``net`` is ``state.model``, wrapped if several processes train it. The learning rates are already in the optimiser;
-    ``lr`` is for the log. After each step ``saver`` may save.
+    ``net`` is ``state.model``, wrapped if several processes train it. The optimiser already has the learning rates;
+    ``lr`` is only for the log. ``saver`` may save after each step.
 
-    Errors: ``ConfigError`` that names the videos if the loss is not finite; ``DataError`` if a video cannot be read
-    or, if such videos are left out, if they are too many; ``Stopped`` if a process was asked to stop.
+    Errors: ``ConfigError``, which names the videos, if the loss is not finite; ``DataError`` if a video cannot be read
+    (if such videos are skipped, only if there are too many); ``Stopped`` if a process was asked to stop.
     """
     net.train()
     sampler, epoch, device = loader.batch_sampler, state.epoch, state.precision.device
@@ -97,7 +97,7 @@ def train_one_epoch(
 def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
     """The seed of the random numbers of one process in one step (dropout, stochastic depth).
 
-    A resumed run therefore draws the same numbers as an uninterrupted one, and no generator has to be saved.
+    Because of it, a resumed run draws the same numbers as an uninterrupted run, and no generator has to be saved.
     """
     return int(np.random.SeedSequence((seed, epoch, step, rank)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
@@ -107,14 +107,14 @@ class _Feed:
 
     def __init__(self, batches: Iterator, dataset: TrainDataset, device: torch.device):
         self.bar, self.batches, self.dataset, self.device = batches, iter(batches), dataset, device
-        # Of the last step: seconds; places in the list; and, by their places, why some clips could not be read.
+        # For the last step: seconds, places in the list, and place -> reason for clips that could not be read.
         self.waited, self.indices, self.unread = 0.0, [], {}
 
     def take(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The next ``count`` batches: float clips (N,T,C,H,W) and labels (M).
 
-        M is less than N if some of the N clips could not be read. Copies of the batch's other clips then take their
-        places at the end, or grey clips if no clip could be read.
+        M is less than N if some of the N clips could not be read. The last N - M clips are then copies of the batch's
+        other clips, or grey clips if no clip could be read.
         """
         self.waited, self.indices, self.unread = 0.0, [], {}
         for _ in range(count):
@@ -140,7 +140,7 @@ class _Feed:
 
 
 def _leave_out_videos(unread: dict[int, str], state: TrainingState, dataset: TrainDataset) -> None:
-    """Log and count the videos of a step that could not be read, in any process; ``unread``: those of this process.
+    """Log and count the videos of a step that any process could not read. ``unread`` is for this process.
 
     Errors: ``DataError`` if more than ``MOST_UNREAD`` of the list could not be read in this epoch.
     """
@@ -160,13 +160,13 @@ def _leave_out_videos(unread: dict[int, str], state: TrainingState, dataset: Tra
 def _undo_or_stop(
     step: Step, videos: list[str], state: TrainingState, kept: list[Tensor] | None, recipe: Recipe
 ) -> None:
-    """Undo a step that is not finite: put the BN statistics back that were ``kept`` before it, and count it.
+    """Undo a step that is not finite: restore the BN statistics ``kept`` from before the step, and count the step.
 
-    ``videos``: the paths of this process's clips in that step.
+    ``videos`` are the paths of this process's clips in that step.
 
-    Errors: ``ConfigError`` if ``kept`` is ``None``, because then no further step may be left out.
+    Errors: ``ConfigError`` if ``kept`` is ``None``, which means that no further step may be skipped.
     """
-    # If every loss is finite but the gradient is not, any clip of the step may be the cause.
+    # If all losses are finite but the gradient is not, any clip of the step may be the cause.
     found = distributed.gather_objects(([videos[k] for k in step.bad], videos))
     named = sum((bad for bad, _ in found), []) or sum((everything for _, everything in found), [])
     what = (
@@ -185,9 +185,9 @@ def _undo_or_stop(
 def validate(
     dataset: EvalDataset, state: TrainingState, recipe: Recipe, batch_size: int, stop: StopRequest, saver: Saver
 ) -> dict[str, float]:
-    """``loss top1 top5 class_accuracy`` of the present weights.
+    """Validate the current weights; returns ``loss top1 top5 class_accuracy``.
 
-    Errors: those of ``evaluate``.
+    Errors: the errors of ``evaluate``.
     """
     distributed.broadcast_buffers(state.tested)
     try:

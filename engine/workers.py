@@ -1,4 +1,4 @@
-"""Loading processes: how they treat signals, how long the main process waits for their data, and how they end."""
+"""Loading processes: how they handle signals, how long the main process waits for their data, and how they end."""
 
 import atexit
 import multiprocessing
@@ -17,16 +17,16 @@ from data import DataError
 
 from .interrupt import SIGNALS
 
-LOOK_EVERY = 5.0  # seconds between two looks at the loading processes
-LONGEST_STOP = 30.0  # seconds that a process may stand still, by SIGSTOP or a debugger
-LONGEST_WAIT = 600.0  # seconds without a batch, whatever the reason
+LOOK_EVERY = 5.0  # seconds between two checks of the loading processes
+LONGEST_STOP = 30.0  # seconds that a process may be stopped, by SIGSTOP or a debugger
+LONGEST_WAIT = 600.0  # seconds without a batch, for any reason
 
 
 def leave_signals_to_the_main_process(_: int) -> None:
     """``worker_init_fn``: loading processes ignore Ctrl-C and a scheduler's SIGTERM.
 
-    The step that the main process finishes after such a signal needs their data. ``terminate()`` therefore does not
-    end them; ``kill_loading_processes`` does.
+    After such a signal, the main process finishes its step and needs their data. Because they ignore the signal,
+    ``terminate()`` does not end them; ``kill_loading_processes`` does.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -35,14 +35,14 @@ def leave_signals_to_the_main_process(_: int) -> None:
 def batches(loader: DataLoader) -> Iterator[list[Tensor]]:
     """The batches of a loader that uses ``collate`` or ``collate_good``.
 
-    Processes of a loader with ``persistent_workers`` stay for the next pass, unless an error ends this one.
+    If the loader has ``persistent_workers``, its processes stay for the next pass, unless an error ends this pass.
 
-    Errors: the ``DataError`` of a batch that could not be read, and one for a loading process that died, stands still
-    for ``LONGEST_STOP`` seconds or gives nothing for ``LONGEST_WAIT`` seconds.
+    Errors: ``DataError`` if a batch could not be read, if a loading process died, if it is stopped for ``LONGEST_STOP``
+    seconds, or if it gives nothing for ``LONGEST_WAIT`` seconds.
     """
     watch = _Watch(_processes(loader._iterator))  # the processes of an earlier pass, if they stayed
     try:
-        # Processes that stayed must answer before a new pass starts, so a stopped one is found here, too.
+        # Processes that stayed must answer before a new pass starts, so this call can also find a stopped process.
         iterator = watch.wait_for(lambda: iter(loader))
         _ignore_the_end_of_processes()
         watch.begin(_processes(iterator))
@@ -52,24 +52,25 @@ def batches(loader: DataLoader) -> Iterator[list[Tensor]]:
             yield batch
     except Exception:
         watch.waiting_since = time.monotonic()
-        iterator = loader._iterator = None  # the processes end now, not when the error is forgotten
+        iterator = loader._iterator = None  # the processes end now, not when the error object is deleted
         raise
     finally:
         watch.end(processes_stay=loader._iterator is not None)
 
 
 def _processes(iterator: object) -> list[BaseProcess]:
-    """The loading processes of a ``DataLoader``'s iterator, none without workers; PyTorch has no public name for them.
+    """The loading processes of a ``DataLoader``'s iterator. PyTorch has no public name for them.
 
-    The iterator of ``persistent_workers`` is the loader's ``_iterator``, which is ``None`` before the first pass.
+    With ``persistent_workers``, the iterator is the loader's ``_iterator``, which is ``None`` before the first pass.
+    Without workers the list is empty.
     """
     return list(getattr(iterator, "_workers", []))
 
 
 class _Watch:
-    """Looks at loading processes while the main process waits for a batch, for the start of a pass, or for their end.
+    """Checks loading processes while the main process waits for a batch, for the start of a pass, or for their end.
 
-    The main process may be in a read without a timeout. It wakes up when a process that gives nothing is killed.
+    The main process may be in a read without a timeout. It wakes up when the process that gives nothing is killed.
     """
 
     def __init__(self, processes: list[BaseProcess]):
@@ -78,21 +79,21 @@ class _Watch:
         self.begin(processes)
 
     def begin(self, processes: list[BaseProcess]) -> None:
-        """Look at these processes from now on."""
+        """Start to check these processes."""
         new, self.processes = not self.processes, processes
         if new and processes:
             threading.Thread(target=self._look, daemon=True).start()
 
     def end(self, processes_stay: bool) -> None:
-        """Stop looking: now if the processes stay, otherwise when they have ended."""
+        """Stop checking: now if the processes stay, otherwise when they have ended."""
         self.waiting_since = None if processes_stay else time.monotonic()
         if processes_stay:
             self.ended.set()
 
     def wait_for(self, get: Callable[[], object]) -> object:
-        """What ``get`` returns.
+        """Call ``get`` and return its result.
 
-        Errors: its own; ``DataError`` if a process was killed or failed meanwhile.
+        Errors: the errors of ``get``; ``DataError`` if a process was killed or failed meanwhile.
         """
         self.waiting_since = time.monotonic()
         try:
@@ -105,14 +106,14 @@ class _Watch:
         return result
 
     def _refuse_the_dead(self, patience: float = 0.0) -> None:
-        """Check that no process was killed or failed, whether or not its data had arrived already.
+        """Check that no process was killed or failed, even if its data had already arrived.
 
         Errors: ``DataError`` with the reason.
         """
         if patience:
             connection.wait([process.sentinel for process in self.processes], patience)
         for process in self.processes:
-            if process.exitcode:  # not None, which means alive, and not 0, which means done
+            if process.exitcode:  # None means that it runs, 0 that it has finished
                 how = f"signal {-process.exitcode}" if process.exitcode < 0 else f"status {process.exitcode}"
                 raise DataError(
                     self.reason
@@ -143,7 +144,7 @@ class _Watch:
 
 
 def _stands_still(process: BaseProcess) -> bool:
-    """Whether a process is stopped. Only Linux tells it; on other systems the answer is no."""
+    """Whether a process is stopped. Only Linux can tell; on other systems the result is False."""
     try:
         return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
     except OSError:
@@ -151,17 +152,23 @@ def _stands_still(process: BaseProcess) -> bool:
 
 
 def kill_loading_processes() -> None:
-    """End all loading processes, even stopped ones, for which Python would otherwise wait for ever at its own end."""
+    """Kill all loading processes, even stopped ones.
+
+    Python would otherwise wait for stopped ones for ever when it exits.
+    """
     _ignore_the_end_of_processes()
     for process in multiprocessing.active_children():
         process.kill()
 
 
-# It runs before multiprocessing's own handler, which was registered earlier and waits for the processes.
+# This runs before multiprocessing's own handler, which was registered earlier and waits for the processes.
 atexit.register(kill_loading_processes)
 
 
 def _ignore_the_end_of_processes() -> None:
-    """Undo PyTorch's SIGCHLD handler, which raises wherever the main thread is, even while it writes a checkpoint."""
+    """Undo PyTorch's SIGCHLD handler.
+
+    It raises an error anywhere in the main thread, even while a checkpoint is written.
+    """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)

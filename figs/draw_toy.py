@@ -9,7 +9,7 @@ import numpy as np
 from data import toy
 from engine.log_lines import read_log
 
-MODELS = {  # colours of the Okabe-Ito palette, which colour-blind readers can tell apart
+MODELS = {  # Okabe-Ito palette, whose colours colour-blind readers can tell apart
     "rsanet_tiny": ("RSANet", "#D55E00"),
     "sda_tsm_tiny": ("SDA-TSM", "#0072B2"),
     "sda_tsn_tiny": ("SDA-TSN", "#56B4E9"),
@@ -79,7 +79,7 @@ def _wrapped(name: str) -> str:
 
 
 def _label_ends(axes, ends: list[tuple], last: int) -> None:
-    """Write the names at the ends of the curves, moved apart if they would overlap."""
+    """Write the names at the ends of the curves. Names that would overlap are moved apart."""
     height, y = 7.5, float("inf")
     for top1, text, colour, _ in sorted(ends, reverse=True):
         y = min(top1, y - height)

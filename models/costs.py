@@ -1,4 +1,4 @@
-"""What a model costs: ``python -m models.costs rsanet_r50 --num_segments 8 16 --size 224``."""
+"""Prints what a model costs: ``python -m models.costs rsanet_r50 --num_segments 8 16 --size 224``."""
 
 import argparse
 import logging
@@ -11,10 +11,13 @@ from .resnet import VideoResNet
 
 
 def costs(model: VideoResNet, num_segments: int, size: int) -> tuple[int, float]:
-    """Parameters, and multiply-adds of a clip ``(1, T, 3, size, size)`` as fvcore counts them (with batch norm)."""
+    """The number of parameters, and the number of multiply-adds of a clip ``(1, T, 3, size, size)``.
+
+    fvcore counts the multiply-adds, including those of batch norm.
+    """
     clip = torch.zeros(1, num_segments, 3, size, size)
-    model.set_backend("reference")  # the released operations, because fvcore does not see into other paths
-    logging.getLogger("fvcore").setLevel(logging.ERROR)  # only elementwise operations are not counted
+    model.set_backend("reference")  # the released operations, because fvcore cannot count other paths
+    logging.getLogger("fvcore").setLevel(logging.ERROR)  # it warns of elementwise operations, which it does not count
     count = FlopCountAnalysis(model.eval(), clip).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     return sum(p.numel() for p in model.parameters()), count.total()
 

@@ -18,32 +18,33 @@ from torch import Tensor
 from .resnet import VideoResNet
 from .weight_files import CHECKSUM, checksum, read_checkpoint
 
-BATCH_SIZES = (1, 3)  # the network is traced with another one, 2
+BATCH_SIZES = (1, 3)  # of the check; the network is traced with 2 clips
 TOLERANCE = 1e-4  # relative to the largest logit
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OTHER_VERSION = "try another size, or newer versions of torch and of the packages for this format"
 
 
 class ExportError(RuntimeError):
-    """A network cannot be exported, or the logits of the written file differ from the network's."""
+    """A network cannot be exported, or the written file computes other logits than the network."""
 
 
 def export_program(model: VideoResNet, path: str | os.PathLike, size: int | tuple[int, int]) -> float:
     """Write ``model`` as a ``torch.export`` program, which ``torch.export.load(path).module()`` runs without our code.
 
-    The program is the network in eval mode, in float32 on the CPU. ``model`` itself does not change. The batch
-    dimension N is free; T, C, H and W are fixed.
+    The program is the network in eval mode, in float32 on the CPU. ``model`` itself does not change. The batch size N
+    is free; T, C, H and W are fixed.
 
     Args:
-        path: a name that ends in ``.pt2``. The file gets this name only after it was read back and compared.
+        path: a name that ends in ``.pt2``. The file gets this name after it has been read back and compared.
         size: H and W in pixels, or (H, W).
 
     Shapes: ``clips (N, T, C, H, W)`` float32, normalised as the modality needs ``-> logits (N, K)``.
 
-    Returns the largest difference from eager, over batches of 1 and of 3 random clips, relative to the largest logit.
+    Returns the largest difference from the network's logits, relative to the largest logit, over batches of 1 and of 3
+    random clips.
 
-    Errors: ``ExportError``, also for a difference above 1e-4. Then no file is written, and an earlier file of this
-    name stays.
+    Errors: ``ExportError``, also if the difference is above 1e-4. In this case no file is written, and an existing file
+    of this name does not change.
     """
     model, clips = _prepared(model), _random_clips(model, size, 2)
     with _written(path, ".pt2") as part:
@@ -60,8 +61,8 @@ def export_program(model: VideoResNet, path: str | os.PathLike, size: int | tupl
 def export_onnx(model: VideoResNet, path: str | os.PathLike, size: int | tuple[int, int]) -> float:
     """Write ``model`` as one ONNX file, with input ``clips`` and output ``logits``, and check it with onnxruntime.
 
-    All else is as in ``export_program``, with a ``path`` that ends in ``.onnx``. Needs the packages onnx, onnxscript
-    and onnxruntime.
+    Arguments, result and errors are as in ``export_program``, but ``path`` ends in ``.onnx``. This needs the packages
+    onnx, onnxscript and onnxruntime.
     """
     _need(*ONNX_PACKAGES)
     model, clips = _prepared(model), _random_clips(model, size, 2)
@@ -86,16 +87,16 @@ def export_onnx(model: VideoResNet, path: str | os.PathLike, size: int | tuple[i
 def export_safetensors(model: VideoResNet, path: str | os.PathLike, config: dict | None = None) -> None:
     """Write the weights as safetensors, which ``load_weights`` reads. The file is read back and must be bit-equal.
 
-    The metadata are strings: ``arch``, ``num_segments``, ``num_classes``, a checksum, which ``load_weights`` verifies,
-    and, if given, ``config``, the settings of a run as JSON. So ``test_models.py`` finds the same settings as in a
-    checkpoint. Needs the package safetensors.
+    The metadata are strings: ``arch``, ``num_segments``, ``num_classes``, and a checksum, which ``load_weights``
+    verifies. If ``config`` is given, the metadata also hold these settings of a run as JSON, and ``test_models.py``
+    finds the same settings as in a checkpoint. This needs the package safetensors.
 
-    Errors: ``ExportError``, also for weights that are not finite. Then no file is written.
+    Errors: ``ExportError``, also if weights are not finite. In this case no file is written.
     """
     _need("safetensors")
     from safetensors.torch import save
 
-    # Weights may be in channels_last memory, which the format does not know.
+    # Weights may be in channels_last memory, but the format knows only contiguous memory.
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     for key, value in state.items():
         if not value.isfinite().all():
@@ -108,7 +109,7 @@ def export_safetensors(model: VideoResNet, path: str | os.PathLike, config: dict
             if config:
                 metadata["config"] = json.dumps(config)
             metadata[CHECKSUM] = checksum(state, metadata)
-            part.write_bytes(save(state, metadata))  # save_file() would let no other user read the file
+            part.write_bytes(save(state, metadata))  # other users could not read a file of save_file()
             found = read_checkpoint(part)["state_dict"]
         other = [key for key in {**state, **found} if key not in found or not _same_bits(state.get(key), found[key])]
         if other:
@@ -117,7 +118,7 @@ def export_safetensors(model: VideoResNet, path: str | os.PathLike, config: dict
 
 def _prepared(model: VideoResNet) -> VideoResNet:
     model = copy.deepcopy(model).cpu().float().eval()
-    model.set_backend("reference")  # plain operations, which other programs know
+    model.set_backend("reference")  # other programs know only plain operations
     return model
 
 
@@ -131,9 +132,9 @@ def _random_clips(model: VideoResNet, size: int | tuple[int, int], batch: int) -
 def _largest_difference(
     path: str | os.PathLike, run: Callable[[Tensor], Tensor], model: VideoResNet, size: int | tuple[int, int]
 ) -> float:
-    """The largest difference of the logits of ``run`` from those of ``model``, relative to the largest logit.
+    """The largest difference between the logits of ``run`` and of ``model``, relative to the largest logit.
 
-    Errors: ``ExportError`` for a difference above ``TOLERANCE``.
+    Errors: ``ExportError`` if it is above ``TOLERANCE``.
     """
     differences = []
     for batch in BATCH_SIZES:
@@ -147,7 +148,7 @@ def _largest_difference(
         if found.shape != expected.shape:
             raise ExportError(f"{path}: gives logits {tuple(found.shape)}, the network {tuple(expected.shape)}")
         differences.append(float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30)))
-        if not differences[-1] <= TOLERANCE:  # true for NaN, too
+        if not differences[-1] <= TOLERANCE:  # also true for NaN
             raise ExportError(
                 f"{path}: its logits of {batch} clips are off by {differences[-1]:.2g} of the network's largest, "
                 f"more than {TOLERANCE:g}; it was removed, {OTHER_VERSION}"
@@ -167,13 +168,13 @@ def _onnx_runner(path: Path) -> Callable[[Tensor], Tensor]:
 def _need(*packages: str) -> None:
     """Import packages.
 
-    Errors: ``ExportError`` with the pip command for packages that are missing or do not fit each other.
+    Errors: ``ExportError`` with the pip command if packages are missing or do not fit each other.
     """
     broken = {}
     for name in packages:
         try:
             importlib.import_module(name)
-        except Exception as error:  # onnxscript raises an AttributeError if onnx is too old for it
+        except Exception as error:  # onnxscript raises an AttributeError if onnx is too old
             broken[name] = _reason(error)
     if broken:
         raise ExportError(
@@ -184,11 +185,11 @@ def _need(*packages: str) -> None:
 
 @contextmanager
 def _written(path: str | os.PathLike, ending: str) -> Iterator[Path]:
-    """Give a temporary name beside ``path``. The file is renamed to ``path`` if the body raises nothing."""
+    """Yield a temporary name in the same folder. If the body raises nothing, the file is renamed to ``path``."""
     path = Path(path)
     if path.suffix != ending:
         raise ExportError(f"{path}: must end in {ending}")
-    part = path.with_name(f"{path.stem}.part{ending}")  # with the ending, by which readers know the format
+    part = path.with_name(f"{path.stem}.part{ending}")  # readers need the ending to know the format
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
@@ -214,7 +215,7 @@ def _explained(path: str | os.PathLike, what: str) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of the original error, which exporters wrap several times."""
+    """The first line of the original error. Exporters wrap it several times."""
     while error.__cause__ is not None:
         error = error.__cause__
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,4 +1,4 @@
-"""The families of networks. A new one is a line here, or a call of ``register`` from other code."""
+"""The families of networks. To add one, write a line here or call ``register`` from other code."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from .tsn import TSM_LAYOUT, tsm, tsn
 
 @dataclass(frozen=True)
 class Family:
-    """Networks that differ in size only.
+    """A family: networks that differ only in size.
 
     Args:
-        name: the first part of its models' names: the models of ``tsm`` are ``tsm_r50`` and ``tsm_tiny``.
+        name: the first part of the models' names. The models of ``tsm`` are ``tsm_r50`` and ``tsm_tiny``.
         build: a function of ``(size, num_classes, num_segments, **options)`` that returns the network.
         layout: the layout of the weights that its authors released; ``None`` if they released none.
-        sizes: the second parts of its models' names.
-        recipes: the folder that holds ``<model>.yaml`` for each of its models; ``None`` is ``models/recipes``.
+        sizes: the second parts of the models' names.
+        recipes: the folder that holds ``<model>.yaml`` for each model; ``None`` means ``models/recipes``.
     """
 
     name: str
@@ -40,9 +40,9 @@ FAMILIES = [
 
 
 def register(family: Family) -> None:
-    """Add a family to those that every program and function knows.
+    """Add a family. All programs and functions then know its models.
 
-    Errors: ``ValueError`` if one of its models has the name of another model.
+    Errors: ``ValueError`` if a model of this name exists.
     """
     taken = [name for name in names_of(family) if name in models()]
     if taken:
@@ -51,7 +51,7 @@ def register(family: Family) -> None:
 
 
 def models() -> dict[str, tuple[Family, str]]:
-    """The name of each model -> its family and size: the networks for real use first, then the tiny ones."""
+    """The name of each model -> its family and size. The full networks come first, then the tiny ones."""
     found = {name: (family, size) for family in FAMILIES for name, size in names_of(family).items()}
     return dict(sorted(found.items(), key=lambda item: item[1][1] == "tiny"))
 

@@ -1,4 +1,4 @@
-"""The layout of released weights: how a state dict of it is recognised, and what its keys are called here."""
+"""The layout of released weights: how to recognise a state dict, and how to rename its keys to ours."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,15 +18,15 @@ class Layout:
     """The layout of the weights that a family's authors released.
 
     ``load_weights`` removes the prefix ``module.``, knows both names of the classifier (``new_fc``, ``base_model.fc``)
-    and squeezes 1xkxk kernels in every layout. The rules here are what a layout needs beyond that.
+    and squeezes 1xkxk kernels in every layout. A ``Layout`` holds the rules that a layout needs in addition.
 
     Args:
         name: what reports call the layout.
         mark: whether a state dict has this layout.
-        rename: our name of a key, or ``None`` for an entry that is no weight.
-        model: the name of the model that a state dict tells, or ``None``. It is asked for every state dict.
-        num_segments: the number of frames that a file's name tells, or ``None``.
-        module: a class of module that the network of such a file contains although no tensor shows it.
+        rename: our name for a key, or ``None`` if the entry is not a weight.
+        model: the name of the model of a state dict, or ``None`` if unknown. It is called for every state dict.
+        num_segments: the number of frames that a file's name contains, or ``None``.
+        module: a class of module that the network of such a file contains although it has no tensors.
     """
 
     name: str

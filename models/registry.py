@@ -15,7 +15,7 @@ def list_models() -> list[str]:
 def check_model(name: str) -> None:
     """Check that ``build_model`` knows a name.
 
-    Errors: ``ValueError`` that names the nearest known model.
+    Errors: ``ValueError`` that names the most similar model.
     """
     known = list_models()
     if name not in known:
@@ -32,14 +32,14 @@ def build_model(
     Args:
         name: one of ``list_models()``.
         num_classes, num_segments: K and T.
-        pretrained: ``None`` for random weights, ``"imagenet"`` for torchvision's ResNet-50 (fetched once, then kept in
-            torch's hub folder), or the path of such a file. The papers' operators, and the whole bottlenecks that
-            hold RSA, keep their initialisation.
-        options: those of the family's function in ``models/``. ``in_channels``, C, is 3 by default.
+        pretrained: ``None`` for random weights, ``"imagenet"`` for torchvision's ResNet-50 (downloaded once, then kept
+            in torch's hub folder), or the path of such a file. The papers' operators keep their initialisation, and so
+            do the whole bottlenecks that contain RSA.
+        options: the options of the family's function in ``models/``. ``in_channels`` (C) is 3 by default.
 
     Returns: the network, ``(N, T, C, H, W) -> (N, K)``.
 
-    Errors: ``ValueError`` for an unknown name, ``WeightsError`` for a file that does not fit.
+    Errors: ``ValueError`` for an unknown name, ``WeightsError`` if a file does not fit.
     """
     check_model(name)
     family, size = models()[name]

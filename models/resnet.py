@@ -19,7 +19,7 @@ STEM = "base_model.conv1.weight"
 class Bottleneck(resnet.Bottleneck):
     """torchvision's bottleneck with named places for modules. Shapes: ``(N*T, C, H, W) -> (N*T, C', H', W')``.
 
-    Every inserted module takes and returns ``(N*T, C, H, W)``. ``drop``, stochastic depth, is the last module of the
+    Every inserted module takes and returns ``(N*T, C, H, W)``. ``drop`` is stochastic depth, the last module of the
     residual branch.
     """
 
@@ -27,14 +27,14 @@ class Bottleneck(resnet.Bottleneck):
         super().__init__(*args, **kwargs)
         self.inserted: dict[str, list[str]] = {place: [] for place in PLACES}  # place -> names, in order
         self.drop = nn.Identity()
-        self.recompute = False  # save only the input, and recompute the rest in the backward pass
+        self.recompute = False  # save only the input and recompute the rest in the backward pass
 
     def insert(self, place: str, name: str, module: nn.Module) -> None:
-        """Put ``module`` at ``place``, behind the modules that are there, and register it as ``name``.
+        """Put ``module`` at ``place``, after the modules that are already there, and register it as ``name``.
 
-        ``name`` is the name in released weights; at ``"conv2"`` it must be ``"conv2"``.
+        ``name`` is the name in released weights. At ``"conv2"`` it must be ``"conv2"``.
 
-        Errors: ``ValueError`` for an unknown place and for a name that is taken.
+        Errors: ``ValueError`` if the place is unknown or the name is taken.
         """
         if place not in PLACES:
             raise ValueError(f"place {place!r} must be one of {', '.join(PLACES)}")
@@ -70,11 +70,11 @@ class Bottleneck(resnet.Bottleneck):
 
 @contextmanager
 def _keeping_statistics(block: nn.Module) -> Iterator[None]:
-    """Keep the running statistics of BN, because the second forward pass of a batch must not count again."""
+    """Do not update the running statistics of BN, because the second forward pass sees the same batch again."""
     norms = [m for m in block.modules() if isinstance(m, _BatchNorm)]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        # Not track_running_stats: that would save other tensors than the first pass did, which checkpoint() refuses.
+        # Switching off track_running_stats would save other tensors than the first pass, and checkpoint() refuses that.
         norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
@@ -84,7 +84,7 @@ def _keeping_statistics(block: nn.Module) -> Iterator[None]:
 
 
 class VideoStochasticDepth(StochasticDepth):
-    """Drop the residual branch of a whole video, with one draw for its T frames. ``(N*T, C, H, W) -> the same``."""
+    """Drop the residual branch for whole videos: one random draw for all T frames. ``(N*T, C, H, W) -> the same``."""
 
     def __init__(self, p: float, num_segments: int):
         super().__init__(p, mode="row")
@@ -95,7 +95,7 @@ class VideoStochasticDepth(StochasticDepth):
 
 
 class TinyResNet(resnet.ResNet):
-    """A quarter of the width, three stages of two blocks, a 3x3 stem of 16 channels: for 32 to 64 px on a CPU."""
+    """A small ResNet for 32 to 64 px on a CPU: a quarter of the width, three stages of two blocks, a 3x3 stem."""
 
     STEM = 16
 
@@ -121,40 +121,42 @@ def block_name(stage: int, index: int) -> str:
 
 
 def options_of(operator: Callable, options: dict, besides: Container[str] = ()) -> dict:
-    """Move the options that the signature of ``operator`` names, ``besides`` left out, from ``options`` to the result.
+    """Move the options that the signature of ``operator`` names from ``options`` to the result.
 
-    So an operator's options are listed once, in its signature.
+    Names in ``besides`` stay in ``options``. With this function, an operator's options are listed only in its
+    signature.
     """
     names = [name for name in inspect.signature(operator).parameters if name in options and name not in besides]
     return {name: options.pop(name) for name in names}
 
 
 def _with_channels(conv: nn.Conv2d, in_channels: int) -> nn.Conv2d:
-    """A convolution like ``conv`` for other inputs, initialised as torchvision's ResNet."""
+    """A convolution like ``conv`` with another number of input channels, initialised like torchvision's ResNet."""
     conv = nn.Conv2d(in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return conv
 
 
 class VideoResNet(nn.Module):
-    """A frame network, dropout and a linear layer for each frame, and the mean of the logits over frames (TSN).
+    """Applies a frame network, dropout and a linear layer to each frame, and averages the logits over frames (TSN).
 
     Args:
         backbone: ``"r50"`` or ``"tiny"``.
         num_classes, num_segments: K and T.
-        dropout: probability, on each frame's feature before the linear layer.
-        stochastic_depth: drop probability of the last bottleneck's branch; it grows linearly from 0 at the first.
+        dropout: dropout probability for each frame's feature, before the linear layer.
+        stochastic_depth: drop probability of the last bottleneck. It grows linearly from 0 at the first bottleneck.
         partial_bn: train only the first BatchNorm2d and freeze all others (TSN).
-        frozen_stages: do not train the stem and the first ``frozen_stages`` stages (res2, ...). 0 freezes the stem
-            alone, -1 nothing.
-        norm_eval: every batch norm uses its running statistics and keeps them; its parameters are not trained.
+        frozen_stages: freeze the stem and the first ``frozen_stages`` stages (res2, ...). 0 freezes only the stem, -1
+            freezes nothing.
+        norm_eval: all batch norms use their running statistics and do not update them; their parameters are not
+            trained.
         in_channels: C of a segment: 3 for RGB, 2L for flow, 3L for L differences of frames.
 
-    ``not_in_imagenet`` lists the prefixes of the tensors that an ImageNet file does not hold.
+    ``not_in_imagenet`` lists the prefixes of tensors that an ImageNet file does not contain.
 
     Shapes: ``(N, T, C, H, W)`` float, normalised as the modality needs ``-> (N, K)`` logits.
 
-    Errors: ``ValueError`` for clips of another shape, frame count or number of channels.
+    Errors: ``ValueError`` if clips have a wrong shape, number of frames or number of channels.
     """
 
     def __init__(
@@ -175,16 +177,16 @@ class VideoResNet(nn.Module):
         self.num_classes, self.num_segments, self.partial_bn = num_classes, num_segments, partial_bn
         self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
         self.in_channels = in_channels
-        self.arch: str | None = None  # the name that it was built by
+        self.arch: str | None = None  # the name given to build_model
         self.not_in_imagenet: list[str] = []
         self.base_model = BACKBONES[backbone]()
         if in_channels != 3:
             self.base_model.conv1 = _with_channels(self.base_model.conv1, in_channels)
-        # The released files call the frame network base_model and the classifier new_fc; so do ours.
+        # The names base_model (frame network) and new_fc (classifier) are the ones in the released files.
         features = list(self.blocks())[-1][2].conv3.out_channels
         self.base_model.fc = nn.Dropout(dropout)
         self.new_fc = nn.Linear(features, num_classes)
-        nn.init.normal_(self.new_fc.weight, std=0.001)  # the TSN family's; RSANet has its own
+        nn.init.normal_(self.new_fc.weight, std=0.001)  # as TSN; RSANet has its own initialisation
         nn.init.zeros_(self.new_fc.bias)
 
         blocks = [block for _, _, block in self.blocks()]
@@ -194,7 +196,7 @@ class VideoResNet(nn.Module):
                 block.drop = VideoStochasticDepth(p, num_segments)
 
     def blocks(self) -> Iterator[tuple[int, int, Bottleneck]]:
-        """(stage, index in the stage, bottleneck), both from 0, from the input to the output."""
+        """(stage, index in the stage, bottleneck) from input to output; both numbers start at 0."""
         for stage in range(4):
             layer = getattr(self.base_model, f"layer{stage + 1}")
             if isinstance(layer, nn.Sequential):
@@ -208,15 +210,16 @@ class VideoResNet(nn.Module):
         make: Callable[[Bottleneck], nn.Module],
         blocks: Container[tuple[int, int]] | None = None,
     ) -> None:
-        """Put ``make(bottleneck)`` at ``place`` of bottlenecks under ``name``, and note it in ``not_in_imagenet``.
+        """Put ``make(bottleneck)`` at ``place`` of bottlenecks as ``name``, and note it in ``not_in_imagenet``.
 
         Args:
             place: one of ``PLACES``.
-            name: the name of the module in released weights; ``"conv2"`` if ``place`` is.
-            make: builds the module of a bottleneck, whose convolutions tell the channels.
+            name: the name of the module in released weights. If ``place`` is ``"conv2"``, it must be ``"conv2"``.
+            make: builds the module for a bottleneck. It can read the number of channels from the bottleneck's
+                convolutions.
             blocks: (stage, index) of the chosen bottlenecks, both from 0 as in ``blocks()``; ``None`` chooses all.
 
-        Errors: those of ``make``, and ``ValueError`` for an unknown place and for a name that is taken.
+        Errors: the errors of ``make``, and ``ValueError`` if the place is unknown or the name is taken.
         """
         for stage, index, block in self.blocks():
             if blocks is None or (stage, index) in blocks:
@@ -224,18 +227,24 @@ class VideoResNet(nn.Module):
                 self.not_in_imagenet.append(f"{block_name(stage, index)}{name}.")
 
     def set_backend(self, backend: str) -> None:
-        """Make every operator that has several paths take this one; ``"reference"`` is plain PyTorch."""
+        """Choose the path of all operators that have several. ``"reference"`` is plain PyTorch."""
         for module in self.modules():
             if hasattr(module, "backend"):
                 module.backend = backend
 
     def describe_backends(self, device: torch.device) -> list[str]:
-        """The paths that operators take on this device, each with its reason; none if no operator has several."""
+        """The paths that operators use on this device, each with its reason.
+
+        The list is empty if no operator has several.
+        """
         operators = (module for module in self.modules() if hasattr(module, "describe_backend"))
         return sorted({operator.describe_backend(device) for operator in operators})
 
     def activation_checkpointing(self, enable: bool = True) -> None:
-        """Save only the input of each bottleneck for the backward pass: less memory, one more forward pass."""
+        """Save only the input of each bottleneck for the backward pass.
+
+        It needs less memory but one more forward pass.
+        """
         for _, _, block in self.blocks():
             block.recompute = enable
 
@@ -251,7 +260,10 @@ class VideoResNet(nn.Module):
         return modules
 
     def freeze(self) -> None:
-        """Stop the training of ``frozen()`` modules. ``build_model`` calls it once, when the network is complete."""
+        """Freeze the parameters of ``frozen()`` modules.
+
+        ``build_model`` calls this once, when the network is complete.
+        """
         for module in self.frozen():
             module.requires_grad_(False)
         self.train(self.training)

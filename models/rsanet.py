@@ -7,8 +7,8 @@ from ops import RSA
 from .layout import Layout, State
 from .resnet import STEM, Bottleneck, VideoResNet, block_name, options_of
 
-# For each of the stages res2 to res5 the bottlenecks, counted from 0, whose conv2 becomes RSA (supplement, "for every
-# two ResNet blocks from the third block in res2 to the second block in res5").
+# The bottlenecks (counted from 0) of the stages res2 to res5 whose conv2 becomes RSA. The supplement says: "for every
+# two ResNet blocks from the third block in res2 to the second block in res5".
 POSITIONS = {"r50": ((2,), (1, 3), (1, 3, 5), (1,)), "tiny": ((1,), (1,), (1,))}
 
 
@@ -25,10 +25,10 @@ class FrameRSA(RSA):
 
 
 def rsanet(size: str, num_classes: int, num_segments: int, stochastic_depth: float = 0.2, **options) -> VideoResNet:
-    """RSANet. Options: those of ``ops.RSA`` and of ``VideoResNet``.
+    """RSANet. The options are the arguments of ``ops.RSA`` and ``VideoResNet``.
 
-    The initialisation is the released one: MSRA for every convolution, a zero gamma in the last batch norm of every
-    bottleneck (ImageNet weights overwrite it in bottlenecks without RSA), Xavier for the classifier.
+    The initialisation is the released one: MSRA for every convolution, zero for the gamma of the last batch norm of
+    every bottleneck, and Xavier for the classifier. ImageNet weights overwrite the gammas of bottlenecks without RSA.
     """
     rsa_options = options_of(RSA, options, besides=("in_channels", "out_channels", "stride"))
 
@@ -45,7 +45,7 @@ def rsanet(size: str, num_classes: int, num_segments: int, stochastic_depth: flo
     model = VideoResNet(size, num_classes, num_segments, stochastic_depth=stochastic_depth, **options)
     places = [(stage, index) for stage, indices in enumerate(POSITIONS[size]) for index in indices]
     model.insert("conv2", "conv2", make, places)
-    # The released code initialises the whole bottleneck anew, not RSA alone.
+    # As released, the whole bottleneck keeps its own initialisation, not only RSA.
     model.not_in_imagenet += [block_name(*place) for place in places]
     for _, _, block in model.blocks():
         nn.init.zeros_(block.bn3.weight)
@@ -57,5 +57,5 @@ def _model(state: State) -> str | None:
     return "rsanet_r50" if any(key.endswith("layer1.2.conv2.H2.weight") for key in state) else None
 
 
-# The released network keeps its 2-D convolutions as 1xkxk Conv3d, the first one among them.
+# The released network stores its 2-D convolutions, also the first one, as 1xkxk Conv3d.
 RSA_LAYOUT = Layout("RSA", mark=lambda state: STEM in state and state[STEM].dim() == 5, model=_model)

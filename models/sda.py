@@ -6,18 +6,24 @@ from .layout import Layout
 from .resnet import VideoResNet, options_of
 from .tsn import tsm, tsn
 
-RELEASED_SEGMENTS = 8  # the released networks pass this constant to SDA, whatever their number of frames
-STRAY = ("total_ops", "total_params")  # what the package thop left beside the parameters in the released files
+RELEASED_SEGMENTS = 8  # the released networks pass this constant to SDA for any number of frames
+STRAY = ("total_ops", "total_params")  # entries of the package thop in the released files
 
 
 def sda_tsn(size: str, num_classes: int, num_segments: int, sda_segments: int | None = None, **options) -> VideoResNet:
-    """TSN with SDA. Options: ``sda_segments`` (see ``insert_sda``), those of ``ops.SDA`` and of ``tsn``."""
+    """TSN with SDA.
+
+    The options are ``sda_segments`` (see ``insert_sda``) and the options of ``ops.SDA`` and ``tsn``.
+    """
     sda_options = options_of(SDA, options)
     return insert_sda(tsn(size, num_classes, num_segments, **options), sda_segments, **sda_options)
 
 
 def sda_tsm(size: str, num_classes: int, num_segments: int, sda_segments: int | None = None, **options) -> VideoResNet:
-    """TSM with SDA. Options: ``sda_segments`` (see ``insert_sda``), those of ``ops.SDA`` and of ``tsm``."""
+    """TSM with SDA.
+
+    The options are ``sda_segments`` (see ``insert_sda``) and the options of ``ops.SDA`` and ``tsm``.
+    """
     sda_options = options_of(SDA, options)
     return insert_sda(tsm(size, num_classes, num_segments, **options), sda_segments, **sda_options)
 
@@ -26,10 +32,10 @@ def insert_sda(model: VideoResNet, sda_segments: int | None = None, **sda_option
     """Put an SDA module after bn2 of every bottleneck, and return the model.
 
     Args:
-        sda_segments: the number of frames that SDA sees as one clip. ``None`` does what the released networks do: SDA
-            sees 8 frames, so a 16-frame network runs SDA on two halves of a clip (8 + 8). If 8 does not divide the
-            number of frames, which the released code cannot run, SDA sees the whole clip. ``sda_segments=16`` is the
-            whole clip of a 16-frame network.
+        sda_segments: the number of frames that SDA sees as one clip. ``None`` does the same as the released networks:
+            SDA sees 8 frames, so a 16-frame network applies SDA to the two halves of a clip separately. If the number
+            of frames is not a multiple of 8, SDA sees the whole clip (the released code cannot run such a network).
+            With ``sda_segments=16``, the SDA of a 16-frame network sees the whole clip.
         sda_options: options of ``ops.SDA``.
 
     Errors: ``ValueError`` if ``sda_segments`` does not divide the model's number of frames.
@@ -47,7 +53,7 @@ def _is_stray(key: str) -> bool:
     return key.rpartition(".")[2] in STRAY
 
 
-# A released SDA file does not tell whether its network is SDA-TSN or SDA-TSM: a shift has no parameters.
+# A released SDA file can belong to SDA-TSN or SDA-TSM. It does not say which, because a shift has no parameters.
 SDA_LAYOUT = Layout(
     "SDA",
     mark=lambda state: any(_is_stray(key) for key in state),

@@ -1,4 +1,4 @@
-"""TSN (ECCV 2016) and TSM (ICCV 2019): the two networks that the papers compare with first."""
+"""TSN (ECCV 2016) and TSM (ICCV 2019): the two baselines of the papers."""
 
 import re
 
@@ -9,14 +9,17 @@ from .resnet import VideoResNet, options_of
 
 
 def tsn(size: str, num_classes: int, num_segments: int, **options) -> VideoResNet:
-    """Each frame on its own, then the mean of the logits. Options: those of ``VideoResNet``."""
+    """Each frame is classified separately, then the logits are averaged.
+
+    The options are the arguments of ``VideoResNet``.
+    """
     return VideoResNet(size, num_classes, num_segments, **options)
 
 
 def tsm(size: str, num_classes: int, num_segments: int, **options) -> VideoResNet:
     """TSN with a temporal shift before conv1 of every bottleneck (TSM's "blockres").
 
-    Options: those of ``TemporalShift`` and of ``VideoResNet``.
+    The options are the arguments of ``TemporalShift`` and ``VideoResNet``.
     """
     shift_options = options_of(TemporalShift, options)
     model = VideoResNet(size, num_classes, num_segments, **options)
@@ -29,7 +32,7 @@ def _released_segments(file_name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-# The released TSM wraps conv1 and the shift in a module, whose part ``net`` is the convolution.
+# The released TSM wraps conv1 and the shift in one module. Its part ``net`` is the convolution.
 TSM_LAYOUT = Layout(
     "TSM",
     mark=lambda state: any(".conv1.net." in key for key in state),

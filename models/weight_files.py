@@ -12,21 +12,21 @@ import zipfile
 import torch
 from torch import Tensor
 
-ZIP_START = b"PK\x03\x04"  # torch.load, too, tells its zip files from older ones by these bytes
-CHECKSUM = "content_sha256"  # the entry of a .safetensors file's metadata
+ZIP_START = b"PK\x03\x04"  # torch.load uses the same bytes to tell zip files from older files
+CHECKSUM = "content_sha256"  # its key in the metadata of a .safetensors file
 COPY_AGAIN = "copy or download it again"
 SAVE_WEIGHTS = "save the model's state_dict() alone, with the program that wrote the file"
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-# Kinds of tensor that a file may hold and that no weight is.
+# Kinds of tensor that a file may hold but that cannot be a weight.
 UNUSABLE = {
     "nested": lambda tensor: tensor.is_nested,
     "sparse": lambda tensor: tensor.layout is not torch.strided,
     "quantised": lambda tensor: tensor.is_quantized,
     "meta": lambda tensor: tensor.is_meta,  # a shape without numbers
     "complex": lambda tensor: tensor.is_complex(),
-    # It holds fewer numbers than its shape says: a small file could describe a network of any size.
+    # The tensor holds fewer numbers than its shape says. A small file could otherwise describe a network of any size.
     "repeated": lambda tensor: tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size(),
 }
 
@@ -38,9 +38,9 @@ class WeightsError(ValueError):
 def read_checkpoint(path: str | os.PathLike) -> dict:
     """The dictionary in a file that ``torch.save`` wrote, or in a ``.safetensors`` file. Nothing in it is executed.
 
-    The checksums of a zip file (``torch.save`` since PyTorch 1.6) and of our own ``.safetensors`` files are verified.
+    The checksums of zip files (``torch.save`` since PyTorch 1.6) and of our own ``.safetensors`` files are verified.
 
-    Errors: ``WeightsError`` for a file that is damaged, or that holds more than tensors and plain values.
+    Errors: ``WeightsError`` if a file is damaged, or if it holds more than tensors and plain values.
     """
     try:
         if str(path).endswith(".safetensors"):
@@ -48,7 +48,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
         else:
             _verify_zip(path)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # PyTorch warns, and then raises an error
+                warnings.simplefilter("ignore")  # PyTorch warns and then also raises an error
                 checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except WeightsError:
         raise
@@ -65,7 +65,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
 
 
 def explained(error: Exception) -> tuple[str, str]:
-    """Why a file cannot be read, in a few words, and the remedy.
+    """A short text that says why a file cannot be read, and the remedy.
 
     PyTorch's own advice is to load the file without ``weights_only``. That would execute code in the file.
     """
@@ -90,14 +90,14 @@ def checksum(state: dict[str, Tensor], metadata: dict[str, str]) -> str:
 
 
 def unusable(tensor: Tensor) -> str | None:
-    """The kind of a tensor that cannot be a weight, such as ``"sparse"``, or ``None`` if it can be one."""
+    """The kind of a tensor that cannot be a weight, such as ``"sparse"``; ``None`` if the tensor can be a weight."""
     return next((what for what, holds in UNUSABLE.items() if holds(tensor)), None)
 
 
 def misfit(value: Tensor, target: Tensor, counter: bool = False) -> str | None:
-    """Why ``value`` cannot be copied to ``target`` (another shape, or floats for whole numbers), or ``None`` if it can.
+    """The reason why ``value`` cannot be copied to ``target`` (its shape, or floats for integers); ``None`` if it can.
 
-    ``counter``: floats may become whole numbers, because averaged weights have averaged counters.
+    If ``counter`` is true, floats may become integers, because averaged weights have averaged counters.
     """
     if value.shape != target.shape:
         return f"{tuple(value.shape)} for {tuple(target.shape)}"
@@ -128,7 +128,7 @@ class _Short(reprlib.Repr):
             return self.repr_dict(x, level)
         try:
             return super().repr1(x, level)
-        except ValueError:  # Python does not print a whole number of so many digits
+        except ValueError:  # Python does not print an integer of so many digits
             return f"a whole number of {x.bit_length()} bits"
 
 
@@ -136,7 +136,7 @@ _SHORT = _Short()
 
 
 def _verify_zip(path: str | os.PathLike) -> None:
-    """Verify the checksums in a zip file, which ``torch.load`` does not do.
+    """Verify the checksums in a zip file, because ``torch.load`` does not verify them.
 
     Errors: ``WeightsError`` that names the damaged record.
     """
@@ -145,7 +145,7 @@ def _verify_zip(path: str | os.PathLike) -> None:
             return
         try:
             with zipfile.ZipFile(file) as records:
-                # After torch.serialization.set_crc32_options(False) all of them are zero.
+                # All checksums are zero if torch.serialization.set_crc32_options(False) was called before saving.
                 damaged = records.testzip() if any(record.CRC for record in records.infolist()) else None
         except Exception as error:  # zipfile raises many: BadZipFile, zlib.error, EOFError, NotImplementedError, ...
             raise WeightsError(f"{path}: damaged or cut off ({explained(error)[0]}); {_remedy(path)}") from error
@@ -158,7 +158,7 @@ def _remedy(path: str | os.PathLike) -> str:
 
 
 def _read_safetensors(path: str | os.PathLike) -> dict:
-    """A checkpoint from the tensors of a file and from the metadata that ``models.export`` writes, if it has them."""
+    """A checkpoint from a file's tensors and, if the file has them, the metadata that ``models.export`` writes."""
     try:
         from safetensors import safe_open
     except ImportError:
@@ -173,6 +173,6 @@ def _read_safetensors(path: str | os.PathLike) -> dict:
     for key, part in (("num_segments", "recipe"), ("num_classes", "dataset")):
         if key in metadata:
             checkpoint["config"][part] = {key: int(metadata[key])}
-    if "config" in metadata:  # all settings of a run, more than the entries above
+    if "config" in metadata:  # all settings of a run; it replaces the entries above
         checkpoint["config"] = json.loads(metadata["config"])
     return checkpoint

@@ -12,9 +12,9 @@ from .layout import Layout
 from .resnet import STEM, VideoResNet
 from .weight_files import FLOATS, WeightsError, explained, misfit, read_checkpoint, shown, shown_name, unusable
 
-OWN, IMAGENET = "own", "imagenet"  # layouts; those of released files have the names that families declare
+OWN, IMAGENET = "own", "imagenet"  # layouts; models/families.py names the layouts of released files
 CLASSIFIER = "new_fc."
-COUNTER = "num_batches_tracked"  # only a BN without a momentum reads it
+COUNTER = "num_batches_tracked"  # BN needs it only if its momentum is None
 
 
 @dataclass
@@ -44,19 +44,20 @@ def load_weights(
     name: str = "state dict",
     classifier: bool = True,
 ) -> LoadReport:
-    """Load ``source`` into ``model`` and recognise its layout.
+    """Recognise the layout of ``source`` and load it into ``model``.
 
     Args:
         source: a file or a state dict (or a checkpoint dict that holds one under ``state_dict``). The layout is our
-            own, one that ``models/families.py`` lists (the released RSA, SDA and TSM files), or an ImageNet
-            ResNet-50. Of an ImageNet file the classifier and the tensors in ``model.not_in_imagenet`` are left out.
-            For flow and differences its first convolution is averaged over the RGB channels and repeated for the
-            model's channels (TSN), and the report says so. A file that ends in ``.safetensors`` may have any of these
-            layouts; it needs the package safetensors.
-        strict: raise unless every tensor of the model and of the file found its place. With an ImageNet file the
-            tensors that no such file holds may stay as they are. ``False`` loads what fits and reports the rest.
-        name: the name of ``source`` in messages if it is a dict. A file is called by its path.
-        classifier: ``False`` leaves the model's classifier as it is, to fine-tune it on other classes.
+            own, one that ``models/families.py`` lists (the released RSA, SDA and TSM files), or an ImageNet ResNet-50.
+            From an ImageNet file, the classifier and the tensors in ``model.not_in_imagenet`` are not loaded. For flow
+            and differences, its first convolution is averaged over the RGB channels and repeated for the model's
+            channels (TSN), and the report says so. A ``.safetensors`` file may have any of these layouts; it needs the
+            package safetensors.
+        strict: raise an error unless every tensor of the model and of the file was matched. If the file is an ImageNet
+            file, the tensors that such a file cannot hold may be missing. ``False`` loads what fits and reports the
+            rest.
+        name: the name of ``source`` in messages if it is a dict. A file is named by its path.
+        classifier: ``False`` does not load the classifier. Use it for fine-tuning on other classes.
 
     Returns a ``LoadReport``.
 
@@ -68,12 +69,12 @@ def load_weights(
 
 
 def check_weights(model: VideoResNet, checkpoint: dict, name: str = "state dict") -> None:
-    """Raise the errors of a strict ``load_weights`` without loading. ``model`` may lie on the meta device."""
+    """Raise the errors of a strict ``load_weights`` without loading. ``model`` may be on the meta device."""
     _fitted(model, checkpoint, True, name, True)
 
 
 def released_model(checkpoint: dict, name: str = "checkpoint") -> str | None:
-    """The model that a released file tells by its layout, or ``None`` if it tells none, such as an SDA file."""
+    """The model of a released file, if its layout tells the model; otherwise ``None``, as for an SDA file."""
     state = _without_prefix(_state_dict(checkpoint, name))
     return next((model for layout in layouts() if (model := layout.model(state))), None)
 
@@ -85,15 +86,15 @@ def released_segments(path: str | os.PathLike) -> int | None:
 
 
 def stored_classes(checkpoint: dict, name: str = "checkpoint") -> int | None:
-    """K of the classifier in a file of a known layout; ``None`` if it holds none of ours, such as an ImageNet file."""
+    """K of the classifier in a file of a known layout; ``None`` if there is none of ours, as in an ImageNet file."""
     classifier = _our_names(checkpoint, name)[0].get(f"{CLASSIFIER}weight")
     return None if classifier is None or classifier.dim() == 0 else classifier.shape[0]
 
 
 def load_imagenet(model: VideoResNet, source: str) -> LoadReport:
-    """Start from ``"imagenet"`` (torchvision's ``ResNet50_Weights.IMAGENET1K_V1``) or from the path of a file.
+    """Load ``"imagenet"`` (torchvision's ``ResNet50_Weights.IMAGENET1K_V1``) or a file by its path.
 
-    Errors: ``WeightsError`` if the weights cannot be fetched, or as ``load_weights``.
+    Errors: ``WeightsError`` if the weights cannot be downloaded, and the errors of ``load_weights``.
     """
     if source != "imagenet":
         return load_weights(model, source)
@@ -169,7 +170,7 @@ def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _our_names(checkpoint: dict, name: str) -> tuple[dict[str, Tensor], str]:
-    """The tensors of a file under our names, and the name of the layout that they were recognised as."""
+    """The tensors of a file under our names, and the name of the layout of the file."""
     state = _state_dict(checkpoint, name)
     plain = _without_prefix(state)
     found = [layout for layout in layouts() if layout.mark(plain)]
@@ -186,11 +187,11 @@ def _our_names(checkpoint: dict, name: str) -> tuple[dict[str, Tensor], str]:
 
 
 def _released_name(key: str, found: list[Layout]) -> str | None:
-    """Our name of a key in a file of our own or of released layouts; ``None`` if it is no weight."""
+    """Our name for a key in a file of our own layout or a released one; ``None`` if the entry is not a weight."""
     new: str | None = key.removeprefix("module.")
     for layout in found:
         new = new and layout.rename(new)
-    # Without dropout the released networks keep the classifier inside the frame network.
+    # In released networks without dropout, the classifier is part of the frame network.
     return new and re.sub(r"^base_model\.fc1?\.", CLASSIFIER, new)
 
 
@@ -200,7 +201,7 @@ def _imagenet_name(key: str) -> str | None:
 
 
 def _squeezed(value: Tensor, target: Tensor) -> Tensor:
-    """A released 1xkxk Conv3d weight as a Conv2d weight, and a 1-tap Conv1d classifier as a linear layer."""
+    """Convert a released 1xkxk Conv3d weight to Conv2d, and a 1-tap Conv1d classifier to a linear layer."""
     if value.dim() == 5 and target.dim() == 4 and value.shape[2] == 1:
         return value.squeeze(2)
     if value.dim() == 3 and target.dim() == 2 and value.shape[2] == 1:
@@ -209,7 +210,7 @@ def _squeezed(value: Tensor, target: Tensor) -> Tensor:
 
 
 def _convert_stem(state: dict[str, Tensor], in_channels: int) -> str:
-    """Change the number of input channels of an RGB network's first convolution, and return words for the report."""
+    """Change the number of input channels of an RGB network's first convolution; returns a text for the report."""
     if in_channels == 3 or state[STEM].shape[1:2] != (3,) or state[STEM].dtype not in FLOATS:
         return ""
     state[STEM] = state[STEM].mean(1, keepdim=True).repeat_interleave(in_channels, 1)  # (C', C, k, k)
@@ -217,16 +218,16 @@ def _convert_stem(state: dict[str, Tensor], in_channels: int) -> str:
 
 
 def _check(report: LoadReport, model: VideoResNet, arch: str | None, ignore_classifier: bool) -> None:
-    """Check that every tensor of the model and of the file found its place.
+    """Check that every tensor of the model and of the file was matched.
 
-    Errors: ``WeightsError`` that names those that did not.
+    Errors: ``WeightsError`` that names the tensors that were not.
     """
     untouched = (CLASSIFIER,) if ignore_classifier or report.layout == IMAGENET else ()
     if report.layout == IMAGENET:
         untouched += tuple(model.not_in_imagenet)
     missing = [key for key in report.missing if not key.startswith(untouched)]
     problems = []
-    # A shift has no parameters, so the names alone cannot tell TSN from TSM.
+    # A shift has no parameters, so tensor names are the same for TSN and TSM. The file's arch tells them apart.
     if report.layout == OWN and "_" in (arch or "") and model.arch and arch != model.arch:
         problems.append(f"the file holds {shown_name(arch)}, the model is {model.arch}")
     module = next((layout.module for layout in layouts() if layout.name == report.layout), None)

@@ -1,6 +1,7 @@
-"""The operators of the two papers and the temporal shift. They need torch alone, so any file can be copied.
+"""The operators of the two papers and the temporal shift. They need only torch, so files can be copied.
 
-The faster paths of RSA are in files of their own and are added here, so that ``rsa.py`` alone is the whole operator.
+The faster paths of RSA are in separate files and are added here. Therefore ``rsa.py`` is a complete operator without
+them.
 """
 
 from . import rsa_fused, rsa_triton

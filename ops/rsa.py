@@ -1,6 +1,6 @@
-"""Relational self-attention (RSA, NeurIPS 2021, Fig. 2): the module, its plain reference, the choice of a faster path.
+"""Relational self-attention (RSA, NeurIPS 2021, Fig. 2): the module, its plain reference, and the choice of a path.
 
-This file alone is the whole operator. ``ops/__init__.py`` adds the faster paths to ``BACKENDS``.
+This file is a complete operator. ``ops/__init__.py`` adds the faster paths to ``BACKENDS``.
 """
 
 import os
@@ -17,9 +17,10 @@ RELATIONS = ("V", "R", "VplusR")
 
 
 class Backend(NamedTuple):
-    """A path. ``compute`` takes an ``RSA`` and its input (N, C, T, H, W) and returns (N, T, H, W, C').
+    """A path, which is one way to compute RSA.
 
-    ``why_not`` takes (device, dtype, kernel_type, feat_type) and says why the path cannot be used, or ``None``.
+    ``compute`` takes an ``RSA`` and its input (N, C, T, H, W) and returns (N, T, H, W, C'). ``why_not`` takes (device,
+    dtype, kernel_type, feat_type) and returns the reason why the path cannot be used, or ``None``.
     """
 
     compute: Callable[["RSA", Tensor], Tensor]
@@ -27,7 +28,7 @@ class Backend(NamedTuple):
 
 
 BACKENDS: dict[str, Backend] = {}  # the paths by name
-PREFERENCE = ("fused", "reference")  # what "auto" takes, and what replaces a path that cannot be used
+PREFERENCE = ("fused", "reference")  # for "auto", and for replacing a path that cannot be used
 
 
 class Choice(NamedTuple):
@@ -42,10 +43,10 @@ def add_backend(name: str, function: Callable[..., Tensor], why_not: Callable[..
 
 
 def choose_backend(asked: str, device: torch.device, dtype: torch.dtype, kernel_type: str, feat_type: str) -> Choice:
-    """The path that is taken, one of ``BACKENDS``, and why.
+    """Choose one of ``BACKENDS``; returns its name and the reason.
 
-    ``asked`` is one of these or ``"auto"``. The environment variable ``RSA_BACKEND`` may decide for ``"auto"``. If a
-    path cannot be used, the next one of ``PREFERENCE`` replaces it.
+    ``asked`` is one of these names or ``"auto"``. If it is ``"auto"``, the environment variable ``RSA_BACKEND`` can
+    name the path. A path that cannot be used is replaced by the next one in ``PREFERENCE``.
 
     Errors: ``ValueError`` for an unknown name.
     """
@@ -74,9 +75,9 @@ def rsa_backend_reason(
     kernel_type: str = "VplusR",
     feat_type: str = "VplusR",
 ) -> str:
-    """The path that an ``RSA`` with these settings takes on inputs of this device and type, and why, in one line.
+    """One line that names the path which an ``RSA`` with these settings takes on this device and type, and the reason.
 
-    If ``device`` is ``None``, it is the GPU if there is one, else the CPU.
+    If ``device`` is ``None``, the GPU is meant if there is one, otherwise the CPU.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     choice = choose_backend(backend, torch.device(device), dtype, kernel_type, feat_type)
@@ -95,39 +96,39 @@ class RSA(nn.Module):
         X^R      &= X^V ((X^V)^\top G)                             &&\text{relational context, (M, C)} \\
         y        &= (\kappa^V + \kappa^R)\,(X^V + X^R)             &&\text{output, (C)}
 
-    with the decomposition H = H1 H2^T, P = H2 P1^T, so that nothing of size M*C is formed at a position. With L query
-    heads that share one key and one value of D = C / L channels this is, for head l (the released computation),
+    with the decomposition H = H1 H2^T, P = H2 P1^T. Because of it, nothing of size M*C is computed at a position. If L
+    query heads share one key and one value of D = C / L channels, the output of head l (the released computation) is
 
     .. math:: y_l = q_l\,(P_1 + X^K \circledast H_1)\;(H_2^\top X^V)\;(I + (X^V)^\top G)
 
     where every product with H1, H2, G over the neighbourhood is a zero-padded convolution. Queries, keys and values
     are L2-normalised over their channels; there is no softmax. ``I`` starts as the identity and is learned. Channel v
-    of head l is output channel v*L + l, as in the released weights that follow the operator.
+    of head l is output channel v*L + l. The released weights of the next layer expect this order.
 
-    ``kernel_type`` and ``feat_type`` choose among the basic term ``"V"``, the relational term ``"R"`` and both,
-    ``"VplusR"``. As released, the ``"V"`` kernel uses the query itself as the code (no P1), so it is not
+    ``kernel_type`` and ``feat_type`` choose the basic term ``"V"``, the relational term ``"R"`` or both, ``"VplusR"``.
+    As released, the ``"V"`` kernel has no P1 and uses the query itself as the code. Therefore it differs from
     ``"VplusR"`` with H1 = 0.
 
     Args:
         in_channels, out_channels: C and C'.
         num_heads: L, the number of queries at a position.
         key_dim, value_dim, latent_dim: channels of a query/key, of a value, and of the code between H1 and H2.
-            ``None`` is ``out_channels // num_heads``. The output has ``num_heads * value_dim`` channels, which is
-            ``out_channels`` unless ``value_dim`` says otherwise.
+            ``None`` means ``out_channels // num_heads``. The output has ``num_heads * value_dim``
+            channels, which can differ from ``out_channels`` only if ``value_dim`` is given.
         kernel_size: (kT, kH, kW) or one number, all odd.
-        stride: spatial stride, a number or (1, sH, sW), done as released by a 3x3 average pool after the operator.
+        stride: spatial stride, a number or (1, sH, sW). As released, a 3x3 average pool after the operator does it.
         kernel_type, feat_type: ``"V"``, ``"R"`` or ``"VplusR"``.
-        backend: ``"reference"`` is the released order of operations; ``"fused"`` (any device) and ``"triton"`` (GPUs,
-            for kernel_type and feat_type "VplusR") compute the same faster, with gradients of first order. ``"auto"``
-            is ``"fused"``, or the path that ``RSA_BACKEND`` in the environment names. ``rsa_backend_reason`` tells
-            which path is taken and why.
+        backend: ``"reference"`` uses the released order of operations. ``"fused"`` (any device) and ``"triton"`` (GPUs,
+            if kernel_type and feat_type are "VplusR") compute the same faster, with gradients of first order only.
+            ``"auto"`` is ``"fused"``, or the path that the environment variable ``RSA_BACKEND`` names.
+            ``rsa_backend_reason`` says which path is used and why.
 
     Shapes: ``(N, C, T, H, W) -> (N, C', T, ceil(H/sH), ceil(W/sW))``, any N, T, H, W.
 
-    Errors: ``ValueError`` for settings that do not fit each other and for an input of another shape.
+    Errors: ``ValueError`` if the settings contradict each other, or if the input has a wrong shape.
     """
 
-    # Parameters outside a standard layer, for an optimiser: they learn and decay as weights do, as released.
+    # Parameters that are not in a standard layer. As released, an optimiser treats them as weights, with weight decay.
     optim_params = {"P1": "weight", "I": "weight"}
 
     def __init__(
@@ -188,7 +189,7 @@ class RSA(nn.Module):
         if feat_type == "VplusR":
             self.I = nn.Parameter(torch.empty(1, value, value))
         pool = tuple(3 if s > 1 else 1 for s in stride[1:])
-        # Two-dimensional, frame by frame: AvgPool3d refuses maps smaller than its kernel.
+        # The pool is two-dimensional (frame by frame), because AvgPool3d refuses maps that are smaller than its kernel.
         self.pool = nn.AvgPool2d(pool, stride[1:], tuple(k // 2 for k in pool)) if max(stride) > 1 else nn.Identity()
         self.reset_parameters()
 
@@ -218,16 +219,16 @@ class RSA(nn.Module):
     def projected(self, x: Tensor) -> tuple[Tensor | int | None, ...]:
         """Queries, keys and values (N, T, H, W, L*K [+ K] + V) of ``x``, then H2, H1, P1, G, I and L.
 
-        A parameter that this kernel_type or feat_type does not use is ``None``.
+        Parameters that this kernel_type or feat_type does not use are ``None``.
         """
-        # A matrix product over the channels of each position is the same as the 1x1x1 convolution.
+        # A matrix product over the channels of each position computes the same as the 1x1x1 convolution.
         projected = F.linear(x.movedim(1, -1), self.projection.weight.flatten(1))
         h1 = None if self.kernel_type == "V" else self.H1.weight
         g = None if self.feat_type == "V" else self.G.weight
         return projected, self.H2.weight, h1, getattr(self, "P1", None), g, getattr(self, "I", None), self.num_heads
 
     def reference(self, x: Tensor) -> Tensor:
-        """The released order of operations, before the pool: ``(N, C, T, H, W) -> (N, T, H, W, C')``."""
+        """Compute RSA in the released order, without the pool: ``(N, C, T, H, W) -> (N, T, H, W, C')``."""
         n, _, t, h, w = x.shape
         heads, key, value = self.num_heads, self.key_dim, self.value_dim
         projected = self.projection(x)  # (N, L*K [+ K] + V, T, H, W)
@@ -253,7 +254,7 @@ class RSA(nn.Module):
         return y.reshape(n, t, h, w, self.out_channels)
 
     def describe_backend(self, device: torch.device) -> str:
-        """The path that is taken on this device, and why, as a line for a log."""
+        """A line for the log that names the path used on this device, and the reason."""
         reason = rsa_backend_reason(self.backend, device, kernel_type=self.kernel_type, feat_type=self.feat_type)
         return f"RSA: {reason}"
 
@@ -270,7 +271,7 @@ BACKENDS["reference"] = Backend(RSA.reference, lambda *_: None)
 
 
 def _l2_normalise(x: Tensor, dim: int) -> Tensor:
-    # The epsilon stands under the root, as released; F.normalize would clamp the norm instead.
+    # As released, the epsilon is added under the root. F.normalize would clamp the norm instead.
     return x / (x.square().sum(dim, keepdim=True) + 1e-6).sqrt()
 
 

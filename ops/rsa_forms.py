@@ -1,9 +1,9 @@
 """The two halves of RSA as ``rsa_fused`` computes them: the relation of the keys and the context of the values.
 
-An object of these classes serves one call of the operator. It gets the positions one chunk of frames at a time and
-accumulates the gradients of its input and of its parameters over the chunks.
+An object of these classes is used for one call of the operator. It gets the positions in chunks of frames and sums the
+gradients of its input and parameters over the chunks.
 
-Letters: N, T, H, W positions, of which a chunk has P; L heads, K key, V value, D latent channels.
+Letters: N x T x H x W positions, P of them in a chunk; L heads; K key, V value and D latent channels.
 """
 
 from functools import cached_property
@@ -22,7 +22,7 @@ class Chunk(NamedTuple):
 
     @property
     def length(self) -> int:
-        """Frames of a clip."""
+        """The number of frames that the chunk takes from each clip."""
         return self.frames.stop - self.frames.start
 
 
@@ -63,7 +63,8 @@ class ConvolvedContext:
     def __init__(self, v: Tensor, H2: Tensor, G: Tensor | None, I: Tensor | None):
         self.latent, value = H2.shape[0], v.shape[4]
         self.mixes = G is not None
-        # All channels of the values share H2 and G. They are still groups, so that a position's matrix is contiguous.
+        # All channels of the values share H2 and G. Each channel is still a group, because the matrix of a position is
+        # then contiguous.
         weight = (H2 if G is None else torch.cat([H2, G])).squeeze(1).to(v.dtype).repeat(value, 1, 1, 1)
         bias = None if I is None else F.pad(I[0].to(v.dtype), (self.latent, 0)).flatten()
         self.matrices = _Matrices(v, weight, bias, shared=True)
@@ -104,11 +105,12 @@ class ConvolvedContext:
 
 
 class MapContext:
-    """The same as ``ConvolvedContext``, as attention: A = code H2^T, u = A X^V, Z = u (X^V)^T, y = u I + Z G.
+    """Computes ``ConvolvedContext`` as attention: A = code H2^T, u = A X^V, Z = u (X^V)^T, y = u I + Z G.
 
-    Each map of S = H*W positions attends to the kT maps around it. A row of A and Z holds the M = S*kT positions of
-    those maps. H2 and G are therefore laid out for each position of the map, with zeros for positions out of the
-    kernel's reach. The products are batched over maps (B = N*frames of a chunk) or over the positions of a map.
+    Each map of S = H*W positions attends to the kT maps around it. A row of A and Z has M = S*kT entries, one for each
+    position of those maps. H2 and G are therefore expanded to one matrix for each position of the map, with zeros where
+    the kernel does not reach. The products are batched over maps (B = N*frames of a chunk) or over the positions of a
+    map.
     """
 
     def __init__(self, v: Tensor, H2: Tensor, G: Tensor | None, I: Tensor | None):
@@ -117,7 +119,8 @@ class MapContext:
         self.reach = _reach(v.shape[2:4], self.kernel[1:], v.device)
         self.g_v = self.g_h2 = self.g_g = self.g_identity = None
 
-    # (S, M, D) and (S, M, V), laid out at first use: by then the matrices of the relation are no longer in memory.
+    # (S, M, D) and (S, M, V). They are expanded at first use, when the matrices of the relation are no longer in
+    # memory.
     h2 = cached_property(lambda self: self._laid_out(self.H2))
     g = cached_property(lambda self: None if self.G is None else self._laid_out(self.G))
 
@@ -168,15 +171,15 @@ class MapContext:
         return x.unflatten(1, (-1, self.area)).transpose(1, 2).flatten(0, 1)
 
     def _laid_out(self, weight: Tensor) -> Tensor:
-        """(C, 1, kT, kH, kW) -> (S, M, C): for each position of a map, the weight of every position around."""
+        """(C, 1, kT, kH, kW) -> (S, M, C): for each position of a map, the weights of all positions around it."""
         taps = F.pad(weight.to(self.v.dtype).flatten(3), (0, 1))  # a last tap of zero, for positions out of reach
         taps = taps.permute(3, 1, 2, 0).flatten(1)  # (kH*kW + 1, kT*C)
         return taps[self.reach].view(self.area, -1, weight.shape[0])
 
     def _gathered(self, gradient: Tensor) -> Tensor:
-        """The gradient of a weight (C, 1, kT, kH, kW) from that of ``_laid_out``."""
+        """The gradient of a weight (C, 1, kT, kH, kW) from the gradient of the output of ``_laid_out``."""
         kt, kh, kw = self.kernel
-        # A matrix product sums in float32 or wider, and in the same order each time on a GPU.
+        # A matrix product sums in float32 or wider, and on a GPU in the same order every time.
         taps = F.one_hot(self.reach, kh * kw + 1)[:, : kh * kw].to(gradient.dtype)  # (S*S, kH*kW)
         gradient = taps.T @ gradient.reshape(taps.shape[0], -1)  # (kH*kW, kT*C)
         return gradient.view(kh, kw, 1, kt, -1).permute(4, 2, 3, 0, 1)
@@ -207,7 +210,7 @@ def _by_place(x: Tensor, matrices: Tensor) -> Tensor:
 
 
 def _reach(size: tuple[int, int], kernel: tuple[int, int], device: torch.device) -> Tensor:
-    """(H*W*H*W): the kernel's tap from one position to another, or kH*kW if the other is out of reach."""
+    """(H*W*H*W): the index of the kernel's tap from one position to another, or kH*kW if no tap reaches it."""
     down, right = (torch.arange(length, device=device) for length in size)
     row = (down - down[:, None] + kernel[0] // 2)[:, None, :, None]  # (H, 1, H, 1)
     column = (right - right[:, None] + kernel[1] // 2)[:, None, :]  # (W, 1, W)
@@ -218,7 +221,7 @@ def _reach(size: tuple[int, int], kernel: tuple[int, int], device: torch.device)
 class _Matrices:
     """A matrix (C, outputs) per position: x (N, T, H, W, C) convolved with ``weight`` (C*outputs, kT, kH, kW).
 
-    Every channel is a group. If ``shared``, all channels have the same weight.
+    Every channel is a group of the convolution. If ``shared``, all channels have the same weight.
     """
 
     def __init__(self, x: Tensor, weight: Tensor, bias: Tensor | None, shared: bool = False):
@@ -250,8 +253,8 @@ class _Matrices:
     def _backward_to_x(self, gradient: Tensor, weight: Tensor, first_tap: int, chunk: Chunk) -> None:
         """Add the gradient of x from a gradient (N*frames, C*outputs, H, W) and the weight of the taps in use.
 
-        This is a convolution with the flipped kernel, whose outputs are the kT taps. So few outputs would leave most of
-        the processor's lanes idle. Blocks of the kernel's rows are therefore outputs, too, and are added to shifted
+        This is a convolution with the flipped kernel, and its outputs are the kT taps. So few outputs would leave most
+        lanes of the processor idle. Therefore blocks of the kernel's rows are also outputs, and are added to shifted
         rows of the result.
         """
         (h, channels), (kt, kh, kw) = self.x.shape[2::2], weight.shape[1:]
@@ -259,7 +262,7 @@ class _Matrices:
         rows = -(-kh // blocks)  # of a block
         blocks = -(-kh // rows)
         groups = channels
-        if self.shared:  # channels become images, because a convolution without groups is faster
+        if self.shared:  # channels become images; without groups a convolution is faster
             gradient = _channels_last(gradient.unflatten(1, (channels, -1)).flatten(0, 1))
             weight, groups = weight[: len(weight) // channels], 1
         turned = F.pad(weight, (0, 0, 0, blocks * rows - kh)).view(groups, -1, kt, blocks, rows, kw)
@@ -277,7 +280,7 @@ class _Matrices:
                     g_x[:, source, first:last] += part  # (N, frames, rows of the map, W, C)
 
     def _taps(self, chunk: Chunk) -> tuple[Tensor, slice]:
-        """The neighbouring frames as channels (N*frames, C*taps, H, W), channels_last; the taps that see a frame."""
+        """The neighbouring frames as channels (N*frames, C*taps, H, W), channels_last; and the taps that are used."""
         x = self.x[chunk.clips]
         overlaps = list(_overlaps(chunk.frames, x.shape[1], self.weight.shape[1]))
         taps = x.new_zeros(x.shape[0], chunk.length, *x.shape[2:], len(overlaps))
@@ -287,7 +290,7 @@ class _Matrices:
 
 
 def _overlaps(places: slice, length: int, size: int):
-    """For each tap of a kernel: (tap, the places it reads, for which of ``places`` it reads them).
+    """For each tap of a kernel: (tap, the places that it reads, the ones of ``places`` that need them).
 
     ``length`` is the number of frames of a clip. Places outside the clip are left out.
     """

@@ -1,18 +1,19 @@
-"""RSA by convolutions and matrix products that run fast, in plain PyTorch: the same function as ``ops.rsa``.
+"""A faster form of ``ops.rsa`` in plain PyTorch, from convolutions and matrix products.
 
-The order of the arithmetic differs from the paper's Fig. 2 (RSA, NeurIPS 2021) in four points; the result is the same:
+The order of the arithmetic differs from the paper's Fig. 2 (RSA, NeurIPS 2021) in four points, with the same result:
 
 - A (kT, kH, kW) convolution of (N, T, H, W, C) becomes a (kH, kW) convolution of N*T images whose input channels are
   the kT neighbouring frames. One grouped Conv2d in channels_last memory replaces Conv3d, and its output already holds
-  one small matrix per position. H2 and G have the same input and share one convolution; P1 and I are its biases.
+  one small matrix per position. H2 and G have the same input and share one convolution. P1 and I are biases.
 - The products are taken from left to right: code = q (P1 + X^K * H1), u = code (H2^T X^V)^T, y = u (I + X^V * G).
-  Every product has the L heads as rows, and no product is of two D x D matrices.
-- If the map is hardly larger than the kernel, H2 and G are applied to the code and to u instead of to the values. This
-  is attention from the positions of a map to those of the neighbouring maps, without a convolution (``MapContext``).
-- Both passes take a few frames at a time, so that only their small matrices exist at once. The hand-written backward
-  saves only the inputs and recomputes the matrices.
+  Every product has the L heads as rows. Two D x D matrices are never multiplied.
+- If the map is hardly larger than the kernel, H2 and G are applied to the code and to u instead of the values. This is
+  attention from the positions of a map to the positions of the neighbouring maps, without a convolution
+  (``MapContext``).
+- Both passes process a few frames at a time, and only the small matrices of these frames are in memory. The
+  hand-written backward saves only the inputs and recomputes the matrices.
 
-Letters: N, T, H, W positions, of which a chunk has P; L heads, K key, V value, D latent channels.
+Letters: N x T x H x W positions, P of them in a chunk; L heads; K key, V value and D latent channels.
 """
 
 from math import prod
@@ -23,9 +24,9 @@ from torch import Tensor
 from .rsa_forms import Chunk, ConvolvedContext, MapContext, Relation
 
 CHUNK_BYTES = 7 << 20  # size of a chunk's small matrices; larger chunks take more memory
-CHUNK_KERNELS = 4  # a chunk has at least as many positions as 4 kernels; smaller chunks lay out the weights too often
+CHUNK_KERNELS = 4  # a chunk has at least as many positions as 4 kernels; smaller chunks expand the weights too often
 MAPS_PAY = 2  # MapContext must need 2 times less arithmetic, because its products are smaller
-MAP_BYTES = 16 << 20  # limit of the weights that MapContext lays out
+MAP_BYTES = 16 << 20  # limit for the weights that MapContext expands
 EPSILON = 1e-6
 
 
@@ -40,7 +41,8 @@ def relational_self_attention(
 ) -> Tensor:
     """The output of RSA from the queries, keys and values of every position, before they are normalised.
 
-    Terms that the variant lacks are ``None``: H1 and P1 for the basic kernel "V", P1 for "R"; likewise G and I.
+    Parameters that the variant does not use are ``None``: H1 and P1 if kernel_type is "V", P1 if it is "R"; G and I if
+    feat_type is "V", I if it is "R".
 
     Args: ``projected`` (N, T, H, W, L*K [+ K] + V); ``H2`` (D, 1, kT, kH, kW); ``H1`` (K*D, 1, kT, kH, kW);
         ``P1`` (1, K, D); ``G`` (V, 1, kT, kH, kW); ``I`` (1, V, V).
@@ -74,7 +76,7 @@ def _fused(
         for chunk in sizes.chunks():
             q = queries[chunk.clips, chunk.frames]
             part = context.forward(relation.forward(q.flatten(0, 3), chunk)[0], chunk)  # (P, L, V)
-            # The output is linear in q. Dividing it by |q| replaces dividing q.
+            # The output is linear in q, so it can be divided by |q| instead of q.
             norm = _norm(q).to(q.dtype).squeeze(-1).unsqueeze(-2)  # (N, frames, H, W, 1, L)
             to = y[chunk.clips, chunk.frames].unflatten(-1, (-1, num_heads))  # (N, frames, H, W, V, L)
             torch.div(part.mT.view_as(to), norm, out=to)
@@ -111,7 +113,7 @@ def _fused_backward(
     I: Tensor | None,
     num_heads: int,
 ) -> list[Tensor]:
-    """The gradients of ``projected`` and of the parameters that are not ``None``, in their order."""
+    """The gradients of ``projected`` and of the parameters that are not ``None``, in the order of the arguments."""
     if not projected.numel():
         return [torch.zeros_like(x) for x in (projected, H2, H1, P1, G, I) if x is not None]
     with torch.autocast(projected.device.type, enabled=False):
@@ -135,7 +137,7 @@ def _fused_backward(
         g_values.copy_(_unit_gradient(context.g_v, values, v_norm))
         g_h2, g_g, g_i = context.gradients()
         pairs = zip((g_h2, *relation.gradients(), g_g, g_i), (H2, H1, P1, G, I), strict=True)
-        # In contiguous memory, as the fake kernel says: torch.compile relies on it.
+        # The memory is contiguous because the fake kernel says so, and torch.compile relies on that.
         return [result, *(x.new_empty(x.shape).copy_(g.reshape(x.shape)) for g, x in pairs if x is not None)]
 
 
@@ -146,7 +148,7 @@ def _(gradient, projected, H2, H1, P1, G, I, num_heads):
 
 
 class _Sizes:
-    """The sizes of a call, the faster form of its context, and its chunks."""
+    """The sizes of a call, the form of the context that is faster for them, and the chunks."""
 
     def __init__(self, projected, H2, H1, G, num_heads):
         self.positions = projected.shape[:4]
@@ -173,8 +175,8 @@ class _Sizes:
     def chunks(self):
         """(clips, frames) slices whose matrices take about CHUNK_BYTES.
 
-        A chunk has few frames of many clips rather than many frames of few clips, because the chunks at the ends of a
-        clip then have fewer neighbouring frames.
+        A chunk takes few frames of many clips, not many frames of few clips. The chunks at the ends of a clip then have
+        fewer neighbouring frames.
         """
         n, t, h, w = self.positions
         area = max(1, h * w)
@@ -186,13 +188,13 @@ class _Sizes:
 
 
 def _even(length: int, most: int) -> int:
-    """The size of the parts if ``length`` is cut into as few equal parts of at most ``most`` as possible."""
+    """Cut ``length`` into as few equal parts of at most ``most`` as possible; returns the size of a part."""
     parts = max(1, -(-length // most))
     return max(1, -(-length // parts))
 
 
 def _norm(x: Tensor) -> Tensor:
-    """|x| over the last dimension, which stays with size 1, in float32 or wider."""
+    """|x| over the last dimension, which becomes 1, in float32 or wider."""
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     return (torch.linalg.vecdot(wide, wide).unsqueeze(-1) + EPSILON).sqrt()  # epsilon as released
 
@@ -204,7 +206,7 @@ def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _unit_gradient(gradient: Tensor, x: Tensor, norm: Tensor) -> Tensor:
-    """The gradient of x from that of x / |x|, over the last dimension."""
+    """The gradient of x from the gradient of x / |x|, over the last dimension."""
     gradient, x = gradient.to(norm.dtype), x.to(norm.dtype)
     along = torch.linalg.vecdot(gradient, x).unsqueeze(-1) / norm.square()
     return (gradient - x * along) / norm

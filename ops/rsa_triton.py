@@ -1,23 +1,24 @@
-"""RSA in Triton kernels for GPUs: the same function as ``ops.rsa``, without storing the matrices of the positions.
+"""RSA in Triton kernels for GPUs: it computes ``ops.rsa`` without storing the matrices of the positions.
 
 At each position, the relation X^K * H1 has K x D numbers, the context H2^T X^V has V x D, and the mixing X^V * G has
-V x V. For all positions together they are many times larger than the output. Here a program computes them for a tile
-of positions, for one channel of the keys or values at a time, and adds the products to its L codes (D numbers each)
-and L outputs (V numbers each):
+V x V. For all positions together they are many times larger than the output. Here a program computes them for a tile of
+positions and for one channel of the keys or values at a time. It adds the products to its L codes (D numbers each) and
+L outputs (V numbers each):
 
 - ``_forward``: code_l = sum_k q_lk (P1_k + relation_k), then u_lv = context_v . code_l and y_l = sum_v u_lv mixing_v.
 - ``_backward``: the gradients of u, of the code and of the queries, from dy and the code. It recomputes the context,
   the mixing and the relation.
 - ``_backward_taps``: the gradients of the three weights of a neighbourhood (H1, H2, G) have the same form, a sum over
-  heads of a factor times a row: q_lk dcode_l, du_lv code_l, u_lv dy_l. One kernel, started three times, computes the
-  gradient of the weights and, by atomic additions, that of the keys or values. It takes most of a training step.
+  heads of a factor times a row: q_lk dcode_l, du_lv code_l, u_lv dy_l. One kernel is started three times. It computes
+  the gradients of the weights and adds the gradients of keys or values atomically. This is most of the time of a
+  training step.
 
 The order of atomic additions varies, so the last digits of the gradient of ``projected`` differ from run to run. All
 other results are the same every time. The backward saves the inputs and the code (N, T, H, W, L, D).
 
-Letters: N, T, H, W positions, P in total, BP of one program; L heads, K key, V value, D latent channels; M taps, the
-positions of a neighbourhood. BD, BV, MP, LP are D, V, M, L rounded up to sizes that a matrix product takes. A plane is
-one channel of the keys or values with its zero padding. In a plane, each tap is a constant offset.
+Letters: P = N x T x H x W positions, BP per program; L heads; K key, V value and D latent channels; M taps, which are
+the positions of a neighbourhood. BD, BV, MP, LP are D, V, M, L rounded up to sizes that a matrix product allows. A
+plane is one channel of the keys or values with its zero padding. In a plane, each tap is a constant offset.
 """
 
 import torch
@@ -43,7 +44,7 @@ PROGRAMS = 1024  # programs that share a gradient of weights: enough for any GPU
 
 
 def why_not(device: torch.device, dtype: torch.dtype, kernel_type: str, feat_type: str) -> str | None:
-    """Why ``relational_self_attention`` cannot be used for such an input, in a few words; ``None`` if it can."""
+    """The reason why ``relational_self_attention`` cannot be used for such an input; ``None`` if it can."""
     for name, value in (("kernel_type", kernel_type), ("feat_type", feat_type)):
         if value != "VplusR":
             return f"{name} {value!r} has no kernel"
@@ -67,8 +68,8 @@ def relational_self_attention(
 ) -> Tensor:
     """The output of RSA from the queries, keys and values of every position, before they are normalised.
 
-    Only RSANet's variant, ``kernel_type=feat_type="VplusR"`` (paper "Relational Self-Attention", NeurIPS 2021,
-    Fig. 2, with H = H1 H2^T and P = H2 P1^T as in ``ops.rsa``).
+    It supports only RSANet's variant, ``kernel_type=feat_type="VplusR"`` (paper "Relational Self-Attention", NeurIPS
+    2021, Fig. 2, with H = H1 H2^T and P = H2 P1^T as in ``ops.rsa``).
 
     Args: ``projected`` (N, T, H, W, L*K + K + V) in float32, bfloat16 or float16, of any strides;
         ``H2`` (D, 1, kT, kH, kW); ``H1`` (K*D, 1, kT, kH, kW); ``P1`` (1, K, D); ``G`` (V, 1, kT, kH, kW);
@@ -77,8 +78,8 @@ def relational_self_attention(
     Returns (N, T, H, W, V*L), channel v*L + l for head l, in the type of ``projected``. Gradients are of first order,
         each in the type of its input.
 
-    Errors: ``ValueError`` if ``why_not`` gives a reason for the input. Triton's own error for bfloat16 on a GPU older
-        than compute capability 8.0.
+    Errors: ``ValueError`` if ``why_not`` gives a reason for the input; Triton's own error for bfloat16 on a GPU with
+        compute capability below 8.0.
     """
     return torch.ops.rsa.triton(projected, H2, H1, P1, G, I, num_heads)[0]
 
@@ -293,7 +294,7 @@ def _forward(
 ):  # fmt: skip
     p = tl.program_id(0).to(tl.int64) * BP + tl.arange(0, BP)
     l, d, w = tl.arange(0, LP), tl.arange(0, BD), tl.arange(0, BV)
-    at = tl.load(corners + p, mask=p < P, other=0)  # the results of positions past the last are not stored
+    at = tl.load(corners + p, mask=p < P, other=0)  # results past the last position are not stored
     here = (l < L)[:, None] & (p < P)[None, :]  # (LP, BP)
     by_head = l.to(tl.int64)[:, None] * P + p[None, :]
     step = tl.full((), plane, tl.int64)

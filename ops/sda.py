@@ -1,10 +1,12 @@
 """Selective dependency aggregation (SDA, ACM Multimedia 2021) in plain PyTorch.
 
-Four dependency blocks look at a feature map over different ranges of space and time. A learned query weighs them for
-each clip. The weighted sum gates the feature map. Letters: N clips, T frames, c reduced channels.
+Four dependency blocks look at a feature map over different ranges of space and time. For each clip, a learned query
+gives each block a weight. The weighted sum of their outputs gates the feature map. Letters: N clips, T frames, c
+reduced channels.
 
 A block's ``summary`` is its output before it is expanded to the size of its input. The weighted sum expands it by
-broadcasting. A batch of frames in channels_last memory is a batch of clips in channels_last_3d memory, and stays so.
+broadcasting. If the frames are in channels_last memory, the clips are in channels_last_3d memory, and all steps keep
+this layout.
 """
 
 from abc import ABC, abstractmethod
@@ -17,7 +19,7 @@ SQUEEZES = ("avg", "max", "avg+max")
 
 
 class Dependency(nn.Module, ABC):
-    """A block: (N, c, T, H, W) -> the same. ``summary`` may have 1 in place of T, H and W."""
+    """A block, (N, c, T, H, W) -> the same shape. In the shape of ``summary``, T, H and W may be 1."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.summary(x).expand_as(x)
@@ -30,7 +32,7 @@ class Dependency(nn.Module, ABC):
 class LST(Dependency):
     """Long-range space-time dependency: squeeze over T, H, W, a linear map, BN, ReLU, expand. (N,c,T,H,W) -> the same.
 
-    With ``squeeze="avg+max"`` both squeezes pass through the same map and BN and are added before the ReLU.
+    With ``squeeze="avg+max"``, both squeezes pass through the same linear map and BN, and are added before the ReLU.
     """
 
     def __init__(self, channels: int, squeeze: str = "avg"):
@@ -59,7 +61,7 @@ class LT(Dependency):
 
     def summary(self, x: Tensor) -> Tensor:
         y = torch.cat(_squeeze(x, (2,), self.squeeze), dim=1)  # (N, c or 2c, H, W)
-        if x.is_contiguous(memory_format=torch.channels_last_3d):  # a mean does not keep the layout
+        if x.is_contiguous(memory_format=torch.channels_last_3d):  # a mean changes the layout
             y = y.contiguous(memory_format=torch.channels_last)
         return F.relu(self.bn(self.conv(y)))[:, :, None]  # (N, c, 1, H, W)
 
@@ -77,7 +79,7 @@ class LS(Dependency):
     def summary(self, x: Tensor) -> Tensor:
         y = torch.cat(_squeeze(x, (3, 4), self.squeeze), dim=1)  # (N, c or 2c, T)
         y = F.relu(self.bn(self.conv(y)))  # (N, c, T)
-        # Frame by frame in memory, as the features are, because a sum takes the memory layout of its terms.
+        # Stored frame by frame, like the features, because a sum takes over the memory layout of its terms.
         y = y.mT.contiguous().mT
         return y[:, :, :, None, None]  # (N, c, T, 1, 1)
 
@@ -100,7 +102,7 @@ class S122(Dependency):
         size = (max(h // 2, 2), max(w // 2, 2))
         frames = x.transpose(1, 2).flatten(0, 1)  # (N*T, c, H, W)
         pools = {"avg": _average_to, "max": F.adaptive_max_pool2d}
-        # As released, avg+max lays the two pools of one channel side by side (c0 avg, c0 max, c1 avg, ...).
+        # As released, avg+max puts the two pools of a channel next to each other (c0 avg, c0 max, c1 avg, ...).
         pooled = [pools[name](frames, size) for name in self.squeeze.split("+")]
         y = pooled[0] if len(pooled) == 1 else torch.stack(pooled, dim=2).flatten(1, 2)  # (N*T, c or 2c, H//2, W//2)
         y = F.relu(self.bn(self.conv(y.unflatten(0, (-1, t)).transpose(1, 2))))  # (N, c, T, H//2, W//2)
@@ -112,14 +114,14 @@ DEPENDENCIES = {"LST": LST, "LT": LT, "LS": LS, "S122": S122}
 
 
 class QueryAggregation(nn.Module):
-    r"""Weigh the branches R_m by a learned query q (``qVec``), for each clip on its own (SDA.png, "aggregation"):
+    r"""Weight the branches R_m for each clip by a learned query q (``qVec``; SDA.png, "aggregation"):
 
     .. math:: \alpha = \mathrm{softmax}_m(\mathrm{avgpool}(R_m)\, q^\top), \qquad R = \sum_m \alpha_m R_m
 
     Takes a list of M tensors (N,c,T,H,W), or their summaries, and returns their weighted sum (N,c,T,H,W).
     """
 
-    # A parameter outside a standard layer, for an optimiser. As released, it does not decay and has a rate of its own.
+    # This parameter is not in a standard layer. As released, it has no weight decay and its own learning rate.
     optim_params = {"qVec": "query"}
 
     def __init__(self, channels: int):
@@ -131,7 +133,7 @@ class QueryAggregation(nn.Module):
         weights = (keys @ self.qVec.T).softmax(dim=1)  # (N, M, 1)
         weights = weights[..., None, None, None].unbind(1)  # M of (N, 1, 1, 1, 1)
         total = branches[0] * weights[0]
-        for branch, weight in zip(branches[1:], weights[1:], strict=True):  # smaller summaries come before larger ones
+        for branch, weight in zip(branches[1:], weights[1:], strict=True):  # adds smaller summaries before larger ones
             total = torch.addcmul(total, branch, weight)
         return total
 
@@ -147,7 +149,7 @@ AGGREGATIONS = {"query": QueryAggregation, "average": lambda channels: AverageAg
 
 
 class FrameBatchNorm(nn.BatchNorm3d):
-    """BatchNorm3d of clips given as frames (N*T, C, H, W): the statistics are the same, the kernels faster."""
+    """BatchNorm3d of clips given as frames (N*T, C, H, W): the statistics are the same, but the kernels are faster."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() != 4:
@@ -155,30 +157,31 @@ class FrameBatchNorm(nn.BatchNorm3d):
 
 
 class SDA(nn.Module):
-    r"""Selective dependency aggregation: a gate on a feature map Y from its space-time dependencies.
+    r"""Selective dependency aggregation: gates a feature map Y by its space-time dependencies.
 
     .. math::
         Y' &= \mathrm{ReLU}(\mathrm{BN}(W_{down} Y)) \qquad R_m = \mathrm{dependency}_m(Y') \\
         Z  &= Y \odot \sigma(\mathrm{BN}(W_{up} \textstyle\sum_m \alpha_m R_m))
 
-    Its place in a bottleneck is after conv2 and its BN, before the ReLU. As released, BN follows both 1x1x1
-    convolutions and is in every block, and the gate has no residual and starts near one half.
+    In a bottleneck, SDA is after conv2 and its BN and before the ReLU. As released, BN follows both 1x1x1 convolutions
+    and is in every block. The gate has no residual and starts near 0.5.
 
     Args:
         channels: C of the input.
         num_segments: T, the number of frames of a clip. The released 16-frame networks use 8 here, so they gate the
             two halves of a clip separately.
         reduction: the blocks work on ``max(C // reduction, 16)`` channels.
-        dependencies: any of ``"LST" "LT" "LS" "S122"``, in the order of the released ``mdm`` list.
+        dependencies: any of ``"LST" "LT" "LS" "S122"``, in the order of ``mdm`` in the released code.
         aggregation: ``"query"`` (the paper's) or ``"average"``.
         squeeze: how the blocks pool, ``"avg"`` (the paper's), ``"max"`` or ``"avg+max"``.
 
     Shapes: ``(N*T, C, H, W) -> (N*T, C, H, W)``.
 
-    Errors: ``ValueError`` for an unknown name, no dependency, or frames that are not a multiple of ``num_segments``.
+    Errors: ``ValueError`` for an unknown name, if there is no dependency, or if the number of frames is not a multiple
+    of ``num_segments``.
     """
 
-    optim_group = "sda"  # the group of its weights and queries, for a learning rate of their own
+    optim_group = "sda"  # the parameter group of its weights and queries, which has its own learning rate
 
     def __init__(
         self,
@@ -222,7 +225,7 @@ def _pointwise(conv: nn.Conv3d, frames: Tensor) -> Tensor:
 
 
 def _average_to(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    """Adaptive average pooling. Kernels that only halve or double a map are faster, so they do it if they can."""
+    """Adaptive average pooling. If the size only halves or doubles, faster kernels do it."""
     before, after = torch.Size(size), frames.shape[2:]
     if after == (2 * before[0], 2 * before[1]):
         return F.avg_pool2d(frames, 2)

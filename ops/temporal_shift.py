@@ -8,7 +8,7 @@ from torch import Tensor, nn
 class TemporalShift(nn.Module):
     """Move the first ``1/fold_div`` of the channels one frame back and the next ``1/fold_div`` one frame forward.
 
-    Zeros enter where the clip ends. The other channels stay as they are. There are no parameters.
+    Zeros are shifted in at the ends of the clip. The other channels do not change. There are no parameters.
 
     Shapes: ``(N*T, C, H, W) -> (N*T, C, H, W)`` with T = ``num_segments``.
 
@@ -25,7 +25,7 @@ class TemporalShift(nn.Module):
         if x.shape[0] % self.num_segments:
             raise ValueError(f"{x.shape[0]} frames are not a multiple of num_segments {self.num_segments}")
         fold = x.shape[1] // self.fold_div
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # compilers and exporters see plain operations
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # plain operations for compilers and exporters
             return _shifted_by_cat(x, self.num_segments, fold)
         return _Shift.apply(x, self.num_segments, fold, False)
 
@@ -34,12 +34,12 @@ class TemporalShift(nn.Module):
 
 
 class _Shift(torch.autograd.Function):
-    """The shift by one copy of the features. Its gradient is the shift in the other direction, by one copy too."""
+    """The shift with one copy of the features. Its gradient is the opposite shift, also with one copy."""
 
     @staticmethod
     def forward(ctx, x: Tensor, num_segments: int, fold: int, back: bool) -> Tensor:
         ctx.arguments = num_segments, fold, not back
-        y = x.clone()  # all of it: one contiguous copy is faster than a copy of only the channels that stay
+        y = x.clone()  # one contiguous copy of everything is faster than a copy of only the channels that stay
         before, after = x.unflatten(0, (-1, num_segments)), y.unflatten(0, (-1, num_segments))  # (N, T, C, H, W)
         future, past = slice(0, fold), slice(fold, 2 * fold)
         if back:

@@ -1,1 +1,1 @@
-"""What scores say: accuracy, score files, statistics and pictures of them. This room imports no other one."""
+"""Evaluates scores: accuracy, score files, statistics and pictures. This package imports no other one of ours."""

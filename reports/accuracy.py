@@ -1,4 +1,4 @@
-"""Accuracy of scores, by one rule: of two equal scores the one of the lower label ranks first."""
+"""Accuracy of scores. One rule is used everywhere: if two scores are equal, the lower label ranks first."""
 
 import math
 from collections.abc import Sequence
@@ -7,21 +7,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-TOP5 = 5  # with this many classes or fewer, every label is among the first five: Top-5 is not defined
+TOP5 = 5  # with at most five classes, every label is among the first five, so Top-5 is not defined
 
 
 def highest(scores: Tensor | np.ndarray, k: int) -> Tensor | np.ndarray:
-    """The labels of the ``k`` highest of scores (N, K), highest first: (N, min(k, K)) int64, of the same kind.
+    """The labels of the ``k`` highest of scores (N, K), highest first: (N, min(k, K)) int64, an array or a tensor.
 
-    Of equal scores the lower label comes first. Training, testing and reports all rank classes by this function
-    (``topk`` and ``argmax`` promise no order of equal scores), so that they agree on every prediction.
+    If scores are equal, the lower label comes first. Training, testing and reports all use this function, so they agree
+    on every prediction. ``topk`` and ``argmax`` do not define the order of equal scores.
     """
     labels = torch.as_tensor(scores).sort(dim=1, descending=True, stable=True).indices[:, :k]
     return labels if isinstance(scores, Tensor) else labels.numpy()
 
 
 def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many of logits (N,K) rank their label (N) first, and how many among the first five: (2,), logits' dtype."""
+    """How many of logits (N,K) rank their label (N) first, and how many in the first five: (2,), in their dtype."""
     found = highest(logits, TOP5) == labels[:, None]
     return torch.stack([found[:, 0].sum(), found.any(1).sum()]).to(logits.dtype)
 
@@ -29,7 +29,7 @@ def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
 def means(sums: Sequence[float], num_classes: int) -> tuple[float, float, float]:
     """Mean loss, Top-1 and Top-5 in percent, from the sums of loss, hits, hits among the first five, and clips.
 
-    What is not defined is NaN: all three without clips, Top-5 with at most five classes.
+    Without clips all three are NaN. With at most five classes, Top-5 is NaN.
     """
     loss, top1, top5, clips = sums
     if not clips:
@@ -50,10 +50,10 @@ def accuracy(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def describe_top5(num_classes: int) -> str:
-    """A line for the log if Prec@5 is not defined; otherwise an empty text."""
+    """A line for the log if Prec@5 is not defined, otherwise an empty text."""
     return f"Prec@5 is not defined for {num_classes} classes and stands as nan" if num_classes <= TOP5 else ""
 
 
 def percent_text(percent: float, undefined: str = "not defined") -> str:
-    """An accuracy for a reader: two decimals, or ``undefined`` instead of NaN."""
+    """An accuracy as text with two decimals, or ``undefined`` for NaN."""
     return undefined if math.isnan(percent) else f"{percent:.2f}"

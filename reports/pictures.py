@@ -7,17 +7,17 @@ import numpy as np
 from .statistics import Calibration, row_shares
 
 DPI = 144
-SIDE = 1400  # pixels, the side of a matrix at most, unless its cells would then be too small
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"  # of the Okabe-Ito palette
+SIDE = 1400  # pixels; largest side of a matrix, unless its cells would be too small
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"  # Okabe-Ito palette
 
 
 def draw_confusion(confusion: np.ndarray, names: list[str], title: str, path: Path) -> None:
     """Draw a matrix (K, K) of counts: a row for each class, a column for each prediction, both in label order.
 
-    Each row is divided by its sum. All cells have the same whole number of pixels, so that no class is lost. If a line
-    of text fits into a cell, the rows carry the class names; otherwise some rows carry their label. The colour follows
-    the square root of the share, because the reader looks for errors of a few percent beside a diagonal near 1. The
-    rows of classes without videos are grey.
+    Each row is divided by its sum. All cells have the same whole number of pixels, and therefore every class is
+    visible. If a line of text fits into a cell, rows are marked with class names; otherwise some rows are marked with
+    their label. The colour shows the square root of the share, because the reader looks for errors of a few percent
+    next to a diagonal near 1. Rows of classes without videos are grey.
     """
     from matplotlib import colormaps
     from matplotlib.colors import PowerNorm
@@ -30,7 +30,7 @@ def draw_confusion(confusion: np.ndarray, names: list[str], title: str, path: Pa
     axes = figure.add_axes((1 / (side + 2), 1 / (side + 2), side / (side + 2), side / (side + 2)))
     colours = colormaps["Blues"].with_extremes(bad="#CCCCCC")
     image = axes.imshow(row_shares(confusion), colours, PowerNorm(0.5, 0, 1), interpolation="nearest")
-    legible = cell >= 14  # a line of 7 points
+    legible = cell >= 14  # a line of text of 7 points
     if legible:
         rows = [_short(name) if name == f"class {i}" else f"{_short(name)}  {i}" for i, name in enumerate(names)]
         axes.set_yticks(range(k), rows, fontsize=7, parse_math=False)
@@ -52,7 +52,7 @@ def draw_confusion(confusion: np.ndarray, names: list[str], title: str, path: Pa
 
 
 def draw_calibration(bins: Calibration, title: str, path: Path) -> None:
-    """Draw a reliability diagram (Guo et al., ICML 2017, Figure 1): accuracy and number of videos over confidence."""
+    """Draw a reliability diagram (Guo et al., ICML 2017, Figure 1): accuracy and number of videos by confidence."""
     from matplotlib.figure import Figure
 
     edges = np.arange(len(bins.videos) + 1) / len(bins.videos)

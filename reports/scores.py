@@ -1,4 +1,4 @@
-"""The score file of a test: its arrays, how it is written, and how it is read and checked."""
+"""Writes, reads and checks the score file of a test."""
 
 import zipfile
 import zlib
@@ -26,14 +26,17 @@ AVERAGES = ("logits", "softmax")
 
 
 class ScoresError(ValueError):
-    """A score file that cannot be written, read or reported on; the message is one line with value and remedy."""
+    """A score file cannot be written, read or used for a report.
+
+    The message is one line with the value and the remedy.
+    """
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The scores of a test, in list order, and how they were made. What a file does not hold is None.
+    """The scores of a test in list order, and how they were computed. Fields that a file does not hold are None.
 
-    A file that does not say its ``average`` holds logits.
+    If a file does not give its ``average``, it holds logits.
     """
 
     scores: np.ndarray  # (N, K) float32
@@ -44,7 +47,7 @@ class Scores:
     categories: list[str] | None = None  # K
     members: np.ndarray | None = None  # (M, N, K) float32
     member_names: list[str] | None = None  # M
-    path: str = ""  # of the file that they were read from
+    path: str = ""  # of the file from which they were read
 
     @property
     def predictions(self) -> np.ndarray:
@@ -53,7 +56,7 @@ class Scores:
 
     @property
     def probabilities(self) -> np.ndarray:
-        """Softmax of the mean logits, or the scores themselves if they are mean probabilities: (N, K) float64."""
+        """Probabilities (N, K) float64: the softmax of logits, or the scores themselves if they are probabilities."""
         return softmax(self.scores) if self.average == "logits" else self.scores.astype(np.float64)
 
 
@@ -67,7 +70,7 @@ def softmax(scores: np.ndarray) -> np.ndarray:
 def check_writable(path: str | Path) -> None:
     """Make the folder of a score file before the scores are computed.
 
-    Errors: ``ScoresError`` if that is impossible.
+    Errors: ``ScoresError`` if the file cannot be written there.
     """
     path = Path(path)
     part = _part(path)
@@ -92,7 +95,7 @@ def write_scores(path: str | Path, content: Scores) -> None:
     part = _part(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:  # a file object, because numpy adds an ending to a name
+        with open(part, "wb") as file:  # a file object, because numpy would change the file's name
             np.savez(file, **arrays)
         part.rename(path)
     except OSError as error:
@@ -100,12 +103,12 @@ def write_scores(path: str | Path, content: Scores) -> None:
 
 
 def _part(path: Path) -> Path:
-    """The name of a file that is not yet complete."""
+    """The name of the file while it is not yet complete."""
     return path.with_name(f"{path.name}.part")
 
 
 def read_scores(path: str | Path) -> Scores:
-    """A file that ``write_scores`` wrote.
+    """Read a file of ``write_scores``.
 
     Errors: ``ScoresError`` with the file, what is wrong, and the remedy.
     """
@@ -152,7 +155,7 @@ def _read_arrays(path: str | Path) -> dict[str, np.ndarray]:
 def _check_shapes(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
     """Check that each array has its kind and shape, and that there is at least one video and one class.
 
-    Errors: ``ScoresError`` for the first array that does not.
+    Errors: ``ScoresError`` for the first array that is wrong.
     """
     sizes: dict[str, int] = {}
     for name, array in arrays.items():
@@ -172,7 +175,7 @@ def _check_shapes(path: str | Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _check_values(file: Scores) -> None:
-    """Check that labels are in range, that scores are finite, and that those of a softmax average are probabilities.
+    """Check that labels are in range, that scores are finite, and that softmax averages are probabilities.
 
     Errors: ``ScoresError`` with the first value that is wrong.
     """

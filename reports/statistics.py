@@ -9,22 +9,22 @@ from .scores import Scores, ScoresError
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
-    """(K, K) int64: how many videos of the row's class were taken for the column's."""
+    """(K, K) int64: the number of videos of the row's class that were predicted as the column's class."""
     cells = np.bincount(labels * num_classes + predictions, minlength=num_classes**2)
     return cells.reshape(num_classes, num_classes)
 
 
 def row_shares(confusion: np.ndarray) -> np.ndarray:
-    """Each row of (K, K) counts divided by its sum, float64; a class without videos is a row of NaN."""
+    """Each row of (K, K) counts divided by its sum, float64. The row of a class without videos is NaN."""
     videos = confusion.sum(1, keepdims=True)
     return np.divide(confusion, videos, out=np.full(confusion.shape, np.nan), where=videos > 0)
 
 
 def confused_pairs(confusion: np.ndarray, count: int = 10) -> list[tuple[int, int, int, int]]:
-    """The pairs of classes most often confused, both directions counted together, at most ``count`` of them.
+    """At most ``count`` pairs of classes that are confused most often. Both directions are counted together.
 
-    Each is (a, b, videos of a taken for b, videos of b taken for a) with a < b. The pair of the highest sum comes
-    first; pairs of equal sums are in label order.
+    Each pair is (a, b, videos of a predicted as b, videos of b predicted as a) with a < b. The pair with the highest
+    sum comes first. Pairs with equal sums are in label order.
     """
     a, b = np.triu_indices(len(confusion), 1)
     there, back = confusion[a, b], confusion[b, a]
@@ -34,20 +34,20 @@ def confused_pairs(confusion: np.ndarray, count: int = 10) -> list[tuple[int, in
 
 @dataclass(frozen=True)
 class ClassResult:
-    """Accuracy on the videos of one class in percent, None if not defined, and the most frequent wrong prediction."""
+    """Accuracy on the videos of one class in percent (None if not defined), and the most frequent wrong prediction."""
 
     label: int
     videos: int
     top1: float | None
     top5: float | None
-    taken_for: int | None  # another class; None if no video is taken for another
-    times: int  # how many videos are taken for it
+    taken_for: int | None  # the most frequent wrong class; None if no prediction is wrong
+    times: int  # the number of videos with that prediction
 
 
 def class_results(scores: np.ndarray, labels: np.ndarray) -> list[ClassResult]:
     """One ``ClassResult`` for each class, in label order, from scores (N, K) and labels (N,).
 
-    The mean of top1 over the classes that have videos is the mean class accuracy (what FineGym's papers print).
+    The mean of top1 over the classes that have videos is the mean class accuracy (reported in FineGym's papers).
     """
     num_classes = scores.shape[1]
     ranked = highest(scores, TOP5)  # (N, 5)
@@ -68,7 +68,7 @@ def class_results(scores: np.ndarray, labels: np.ndarray) -> list[ClassResult]:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Bins of equal width over the confidence, which is from 0 to 1; the values of an empty bin are NaN."""
+    """Bins of equal width over the confidence from 0 to 1. The values of an empty bin are NaN."""
 
     videos: np.ndarray  # (bins,) int64
     accuracy: np.ndarray  # (bins,) share of right predictions, 0 to 1
@@ -79,15 +79,15 @@ class Calibration:
 def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> Calibration:
     """The expected calibration error of probabilities (N, K) with labels (N,), and its bins.
 
-    A video's confidence is its highest probability. Bin m of M holds the confidences in ((m-1)/M, m/M]; the error is
-    the mean over videos of |accuracy - mean confidence| of their bins: sum over m of n_m/N |acc_m - conf_m|.
-    Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 2, equation 3; its Table 1 has
-    M = 15. The error depends on M, so compare only errors of the same number of bins.
+    A video's confidence is its highest probability. Bin m of M holds the confidences in ((m-1)/M, m/M]. The error is
+    the sum over m of n_m/N |acc_m - conf_m|, where n_m, acc_m and conf_m are the number of videos, the accuracy and the
+    mean confidence of bin m. Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 2,
+    equation 3; its Table 1 has M = 15. The error depends on M, so compare only errors with the same M.
     """
     confidence = probabilities.max(1)
     right = highest(probabilities, 1)[:, 0] == labels
     edges = np.arange(bins + 1) / bins
-    # Rounding may lift a probability above 1, and a probability of 0 would lie below the first bin.
+    # Rounding may give a probability above 1, and a probability of 0 would be below the first bin.
     bin_of = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
     videos = np.bincount(bin_of, minlength=bins)
     rights, sums = (np.bincount(bin_of, weights=values, minlength=bins) for values in (right, confidence))
@@ -98,7 +98,7 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -
 
 @dataclass(frozen=True)
 class Comparison:
-    """How the predictions of b differ from those of a on the same N videos."""
+    """How the predictions of b differ from the predictions of a on the same N videos."""
 
     same: int  # videos with the same prediction
     both: int  # right by a and by b
@@ -141,7 +141,7 @@ def compare(a: Scores, b: Scores) -> Comparison:
 
 
 def check_same_videos(a: Scores, b: Scores) -> None:
-    """Check that both files hold the same paths in the same order.
+    """Check that both files have the same paths in the same order.
 
     Errors: ``ScoresError`` if they do not.
     """
@@ -158,17 +158,17 @@ def check_same_videos(a: Scores, b: Scores) -> None:
 def mcnemar(only_a: int, only_b: int) -> float:
     """The two-sided p-value of McNemar's exact test of two classifiers on the same videos.
 
-    Of n = ``only_a`` + ``only_b`` videos, exactly one classifier is right. If both were equally good, each of these
-    videos would favour either classifier with probability 1/2. So p = min(1, 2 P(X <= min(only_a, only_b))) with X
-    binomial (n, 1/2). The sum is computed in whole numbers, each binomial coefficient from the one before it, so that
-    only the last division rounds (p below 5e-324 becomes 0). The test assumes that the videos are independent draws.
-    It does not cover the variation between training seeds.
+    On n = ``only_a`` + ``only_b`` videos, exactly one classifier is right. If both are equally good, each of these
+    videos favours either classifier with probability 1/2. Therefore p = min(1, 2 P(X <= min(only_a, only_b))) with X
+    binomial (n, 1/2). The sum is computed in integers, each binomial coefficient from the one before it. Only the last
+    division rounds (p below 5e-324 becomes 0). The test assumes that the videos are independent. It does not include
+    the variation between training seeds.
     Source: McNemar, Psychometrika 12 (1947); for classifiers Dietterich, Neural Computation 10 (1998).
     """
     n = only_a + only_b
     coefficient = total = 1
     for i in range(min(only_a, only_b)):
-        coefficient = coefficient * (n - i) // (i + 1)  # n over i + 1
+        coefficient = coefficient * (n - i) // (i + 1)  # the binomial coefficient "n over i + 1"
         total += coefficient
     return min(1.0, 2 * total / 2**n)
 
@@ -176,12 +176,12 @@ def mcnemar(only_a: int, only_b: int) -> float:
 def action_accuracy(verb: Scores, noun: Scores) -> dict[str, float]:
     """``top1 top5`` in percent of EPIC-KITCHENS' actions, from one file of verbs and one of nouns of the same segments.
 
-    The probability of the action (v, n) is softmax(verb scores)[v] * softmax(noun scores)[n]. Its Top-5 are the five
-    pairs of the highest products. Each of these pairs consists of one of the five most probable verbs and one of the
-    five most probable nouns (otherwise five better pairs would exist), so 25 products per segment are enough, not all
-    125 x 352. Of equal products, the one of the more probable verb comes first.
+    The probability of the action (v, n) is softmax(verb scores)[v] * softmax(noun scores)[n]. The Top-5 are the five
+    pairs with the highest products. They use only the five most probable verbs and the five most probable nouns,
+    because otherwise five better pairs would exist. Therefore 25 products per segment are enough instead of all 125 x
+    352. If products are equal, the pair with the more probable verb comes first.
 
-    Errors: ``ScoresError`` if the segments differ.
+    Errors: ``ScoresError`` if the two files have different segments.
     """
     check_same_videos(verb, noun)
     verb_p, noun_p = verb.probabilities, noun.probabilities

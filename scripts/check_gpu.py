@@ -1,8 +1,8 @@
-"""Does everything agree on this GPU? ``python -m scripts.check_gpu [OUT.md]`` writes a table of checks and benchmarks.
+"""Checks the results of this GPU: ``python -m scripts.check_gpu [OUT.md]`` writes a table of checks and benchmarks.
 
-It trains small networks through main.py on the GPU in every way and compares them with the CPU. Then it tests and
-exports them, compares logits and gradients, and runs RSA's tests and two benchmarks. The last line says what agrees.
-Exit status 0 means that all checks ran and agree.
+It trains small networks through main.py on the GPU with all training options, and compares them with the CPU. Then it
+tests and exports them, compares logits and gradients, and runs RSA's tests and two benchmarks. The last line says which
+checks agree. Exit status 0 means that all checks ran and agree.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from .gpu_checks import CHECKS, Check, Differs, Missing, NotHere, Place
 from .steps import OutOfTime, StepFailed, Steps
 
 VIDEOS = 3  # per class of the toy set, both for training and for validation
-MARGIN = 5  # seconds of the budget that are left for ending programs and writing the report
+MARGIN = 5  # seconds of the budget reserved for ending programs and writing the report
 AGREES, RAN, DIFFERS, FAILED, NOT_RUN, NOT_HERE = "agrees", "ran", "DIFFERS", "failed", "not run", "does not apply"
 
 
@@ -49,7 +49,7 @@ class Row:
 
 
 def carry_out(check: Check, place: Place) -> Row:
-    """Run a check. Its row reports any error."""
+    """Run a check; returns its row. The row also reports errors."""
     start = place.steps.seconds
     _say(place, f"{check.name} ...")
     output = ""
@@ -65,7 +65,7 @@ def carry_out(check: Check, place: Place) -> Row:
         result, figure = NOT_RUN, "out of time"
     except StepFailed as error:
         result, figure, output = FAILED, str(error), error.output
-    except Exception as error:  # such as a missing file that a program should have written
+    except Exception as error:  # for example, a program did not write its file
         result, figure, output = FAILED, f"{type(error).__name__}: {error}", traceback.format_exc()
     row = Row(check.name, result, figure, place.steps.seconds - start, output)
     _say(place, row.line)
@@ -77,7 +77,7 @@ def _say(place: Place, text: str) -> None:
 
 
 def carry_out_all(checks: list[Check], place: Place, at_once: int) -> list[Row]:
-    """Rows in the order of the checks. Checks that measure time run last, one by one."""
+    """Run all checks; returns rows in their order. Checks that measure time run last, one by one."""
     rows = {}
     with ThreadPoolExecutor(at_once) as pool:
         try:
@@ -85,8 +85,8 @@ def carry_out_all(checks: list[Check], place: Place, at_once: int) -> list[Row]:
             rows |= {name: future.result() for name, future in found.items()}
             rows |= {check.name: carry_out(check, place) for check in checks if check.alone}
         except BaseException:
-            place.steps.give_up()  # after Ctrl-C, running programs are ended
-            pool.shutdown(wait=False, cancel_futures=True)  # and waiting checks are not started
+            place.steps.give_up()  # after Ctrl-C: ends running programs
+            pool.shutdown(wait=False, cancel_futures=True)  # and does not start waiting checks
             raise
     return [rows[check.name] for check in checks]
 
@@ -184,7 +184,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("out", nargs="?", default="logs/check_gpu.md", metavar="OUT.md", help="default: %(default)s")
     parser.add_argument("--only", nargs="+", metavar="TEXT", help="only checks with one of these in their names")
     parser.add_argument("--minutes", type=float, default=8, metavar="M", help="for all checks together (default: 8)")
-    parser.add_argument("--at_once", type=int, metavar="N", help="programs at once; default: by the cores")
+    parser.add_argument("--at_once", type=int, metavar="N", help="programs at the same time (default: by the cores)")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="cpu: a rehearsal without a GPU")
     args = parse_arguments(parser)
     if not args.minutes > 0 or (args.at_once is not None and args.at_once < 1):
@@ -201,7 +201,7 @@ def main(args: argparse.Namespace) -> int:
         print(reason, file=sys.stderr)
         return 1
     out, facts, rows = Path(args.out), machine_and_versions(args.device), []
-    try:  # an error is reported now, not after minutes
+    try:  # reports an error now, not after minutes
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(report([], {}, facts, "The check has not ended."))
     except OSError as error:
@@ -210,11 +210,11 @@ def main(args: argparse.Namespace) -> int:
     for name, value in facts.items():
         print(f"{name}: {value}")
     at_once = args.at_once or max(1, min(4, cores() // 2))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the programs are ended, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # SIGTERM then also ends the programs
     with tempfile.TemporaryDirectory(prefix="check_gpu-") as folder:
         steps = Steps(Path(folder), 60 * args.minutes - MARGIN, threads=max(1, cores() // at_once))
         gpu = args.device == "cuda"
-        gpus = torch.cuda.device_count() if gpu else 2  # a rehearsal can have any number of processes
+        gpus = torch.cuda.device_count() if gpu else 2  # a rehearsal on the CPU can have any number of processes
         bf16 = not gpu or torch.cuda.get_device_capability() >= (8, 0)
         place = Place(args.device, gpus, bf16, steps, toy.draw_small(Path(folder), list(toy.MOTIONS), VIDEOS))
         rows = carry_out_all(args.checks, place, at_once)

@@ -1,12 +1,13 @@
 """Compare logits or gradients of networks on a GPU with the CPU's: ``python -m scripts.compare_devices [MODEL ...]``.
 
 Both devices get the same weights and clips. The CPU computes in fp32, and TF32 is off. A network with RSA is computed
-by every path that the device has. What is compared:
+with every path that the device has. The comparisons are:
 
 - Logits: the largest difference, as a share of the CPU's largest logit. The limits are 5e-4 in fp32 and 0.08 in bf16.
   On CPUs, fp32 and bf16 differed from float64 by at most 3e-6 and 0.03; TF32 differs by about 2e-3.
-- Gradients: the norm of each parameter's difference, as a share of the norm of the CPU's gradient plus a hundredth of
-  the largest such norm. The limit is 0.1. One ReLU whose input falls on the other side of zero changes it by 0.01.
+- Gradients: for each parameter, the norm of the difference divided by a reference. The reference is the norm of the
+  CPU's gradient plus 0.01 times the largest such norm. The limit is 0.1. A single ReLU whose input has another sign
+  changes the result by 0.01.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from ops.rsa import BACKENDS
 
 CLASSES, SEGMENTS, SIZE, CLIPS = 5, 8, 64, 2
 TOLERANCE = {"fp32": 5e-4, "bf16": 0.08, "gradients": 0.1}
-BRANCH = 0.2  # gamma of each bottleneck's last BN; with 1, random weights amplify rounding from block to block
+BRANCH = 0.2  # gamma of each bottleneck's last BN; with 1, random weights would amplify rounding errors
 
 
 def example(name: str) -> tuple[VideoResNet, Tensor]:
@@ -38,8 +39,8 @@ def example(name: str) -> tuple[VideoResNet, Tensor]:
     clips = torch.randn(CLIPS, SEGMENTS, 3, SIZE, SIZE)
     for module in model.modules():
         if isinstance(module, _BatchNorm):
-            nn.init.ones_(module.weight)  # RSANet's branches start at zero
-            module.momentum = 1.0  # the forward pass below sets the running statistics to those of the clips
+            nn.init.ones_(module.weight)  # the branches of RSANet start at zero
+            module.momentum = 1.0  # the forward pass below then sets the running statistics to the clips' statistics
     for _, _, block in model.blocks():
         nn.init.constant_(block.bn3.weight, BRANCH)
     nn.init.normal_(model.new_fc.weight, std=0.1)
@@ -63,13 +64,13 @@ def gradients(model: VideoResNet, clips: Tensor, precision: Precision) -> dict[s
 
 
 def compare_logits(found: Tensor, expected: Tensor) -> tuple[float, str]:
-    """The largest difference of two (N, K) logits, and its class."""
+    """The largest difference between two (N, K) logits, and its class."""
     shares = (found - expected).abs().amax(0) / expected.abs().max()
     return _worst({f"class {k}": share for k, share in enumerate(shares.tolist())})
 
 
 def compare_gradients(found: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[float, str]:
-    """The largest difference, and its parameter."""
+    """The largest difference between two gradients, and its parameter."""
     norms = {name: gradient.norm().item() for name, gradient in expected.items()}
     floor = 0.01 * max(norms.values())
     return _worst({name: (found[name] - expected[name]).norm().item() / (norms[name] + floor) for name in norms})
@@ -81,7 +82,7 @@ def _worst(shares: dict[str, float]) -> tuple[float, str]:
 
 
 def paths(model: VideoResNet, device: torch.device) -> list[str]:
-    """The paths that the device has for the network's operators; ["auto"] if none of them has several."""
+    """The paths that the device has for the network's operators; ["auto"] if no operator has several."""
     found = []
     for name in BACKENDS:
         model.set_backend(name)
@@ -127,7 +128,7 @@ def parse_args() -> argparse.Namespace:
     parser.description, _, parser.epilog = __doc__.partition("\n\n")
     parser.add_argument("models", nargs="*", metavar="MODEL", help="default: all")
     parser.add_argument("--kind", default="fp32", choices=list(TOLERANCE), help="logits in fp32 or bf16, or gradients")
-    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU where there is one")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU if there is one, else the CPU")
     args = parse_arguments(parser)
     check_model_names(parser, args.models)
     return args

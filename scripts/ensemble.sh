@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Test an ensemble: ./scripts/ensemble.sh DATASET <file,file> <frames,frames> [more flags of test_models.py]
-# The papers' (16+8)x3x2 is --protocol sda_full --views 3x2. A released SDA file also needs --model.
+# Use --protocol sda_full --views 3x2 for the papers' (16+8)x3x2. A released SDA file also needs --model.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/launch.sh

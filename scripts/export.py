@@ -1,4 +1,4 @@
-"""Weights as a file for other programs: ``python -m scripts.export WEIGHTS --to out.pt2|out.onnx|out.safetensors``."""
+"""Exports weights for other programs: ``python -m scripts.export WEIGHTS --to out.pt2|out.onnx|out.safetensors``."""
 
 import argparse
 from pathlib import Path
@@ -18,8 +18,8 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m scripts.export", description=__doc__, allow_abbrev=False)
     parser.add_argument("weights", metavar="WEIGHTS", help="a checkpoint of ours, or a released RSA, SDA or TSM file")
     parser.add_argument("--to", required=True, metavar="OUT", help=f"the file to write: {', '.join(ENDINGS)}")
-    parser.add_argument("--model", metavar="M", help="what WEIGHTS hold; our own files say it themselves")
-    parser.add_argument("--num_segments", metavar="T", help="frames of a clip; our own files say it themselves")
+    parser.add_argument("--model", metavar="M", help="model of WEIGHTS; only needed if the file does not say it")
+    parser.add_argument("--num_segments", metavar="T", help="frames of a clip; only needed if the file does not say it")
     parser.add_argument("--size", metavar="PX", help="height and width of a frame; default: the recipe's input_size")
     return parse_arguments(parser)
 
@@ -38,7 +38,7 @@ def main(args: argparse.Namespace) -> None:
 
     if out.suffix == ".safetensors":
         trained = run_settings(checkpoint, args.weights)
-        # Without the paths of the machine it was trained on.
+        # The paths of the machine that trained the network are removed.
         trained["dataset"] = {k: v for k, v in trained["dataset"].items() if k in ("name", "num_classes", "categories")}
         known = trained["model"] == model.arch and trained["recipe"].get("num_segments") == model.num_segments
         export_safetensors(model, out, trained if known else None)
@@ -54,7 +54,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def flag(name: str, key: str, value: str | None) -> int | None:
-    """A flag's value, in the range of the recipe key that it stands for."""
+    """The value of a flag. It is checked against the range of the recipe key of this name."""
     try:
         return None if value is None else config.coerce(key, value)
     except ConfigError as error:

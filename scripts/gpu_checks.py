@@ -1,4 +1,4 @@
-"""The checks of ``scripts.check_gpu``. Each is a function that returns its figure or raises why there is none."""
+"""The checks of ``scripts.check_gpu``. Each is a function that returns its figure or raises an error."""
 
 import importlib.util
 import re
@@ -19,11 +19,11 @@ from .steps import ROOT, StepFailed, Steps
 
 MODELS = ("rsanet_tiny", "sda_tsm_tiny")
 TINY = tuple(name for name in list_models() if name.endswith("_tiny"))
-# Dropout and stochastic depth are off, because a GPU draws other random numbers than a CPU. cuDNN uses the same
+# Dropout and stochastic depth are off, because GPU and CPU draw different random numbers. cuDNN uses the same
 # algorithms in each run.
 TRAINING = {"epochs": 2, "global_batch_size": 8, "lr": 0.02, "workers": 2, "num_segments": 8, "dropout": 0}
 TRAINING |= {"stochastic_depth": 0, "print_every": 1, "pretrained": "none", "cudnn_benchmark": "false"}
-# The largest allowed difference of an epoch's mean loss or a validation loss; all losses are about 2.5. On a CPU,
+# The largest allowed difference of an epoch's mean loss or a validation loss. All losses are about 2.5. On a CPU,
 # another memory layout changes them by 0.004, bf16 by 0.016, batch norm over half the clips by 0.04, a 1.5 times higher
 # learning rate by 0.05 to 0.09, and another seed by 0.15. In fp16 the loss scaler may skip the first steps. "same"
 # means the same arithmetic, except for the order of a GPU's sums.
@@ -37,7 +37,7 @@ class Differs(Exception):
 
 
 class NotHere(Exception):
-    """This machine lacks what the check is about. The check then counts neither as agreeing nor as differing."""
+    """This machine lacks something that the check needs. The check then counts neither as agreeing nor as differing."""
 
 
 class Missing(Exception):
@@ -46,7 +46,7 @@ class Missing(Exception):
 
 @dataclass
 class Place:
-    """The device on which the checks run, and what the checks share."""
+    """The device on which the checks run, and the data that the checks share."""
 
     device: str  # "cuda", or "cpu" in a rehearsal
     gpus: int
@@ -58,7 +58,10 @@ class Place:
     lock: Lock = field(default_factory=Lock)
 
     def once(self, key: object, make: Callable[[], object]) -> object:
-        """What ``make`` returns or raises. The first check that asks for ``key`` calls it; the other checks wait."""
+        """Return or raise the result of ``make``.
+
+        Only the first check that asks for ``key`` calls it; other checks wait.
+        """
         with self.lock:
             first = key not in self.shared
             future = self.shared.setdefault(key, Future())
@@ -70,7 +73,7 @@ class Place:
         return future.result()
 
     def train(self, model: str, name: str, processes: int = 0, kill_at: str | None = None, **flags: object) -> Path:
-        """Run main.py, under torchrun if ``processes`` is given; returns the log. Each run is made once."""
+        """Run main.py, under torchrun if ``processes`` is given; returns the log. Each run is done only once."""
         run = f"{model}_{name}"
         values = TRAINING | {"device": self.device} | flags
         words = [ROOT / "main.py", self.dataset, model, "--run", run]
@@ -90,14 +93,17 @@ class Place:
 class Check(NamedTuple):
     name: str
     run: Callable[[Place], str]
-    alone: bool = False  # for checks that measure time: no other check runs meanwhile
+    alone: bool = False  # true for checks that measure time: no other check runs at the same time
 
 
 # Training
 
 
 def compare_losses(found: Path, expected: Path, kind: str, keys: tuple[str, ...] = ("loss", "val_loss")) -> str:
-    """The largest difference of two runs' losses, epoch by epoch. Errors: ``Differs``."""
+    """The largest difference between two runs' losses, epoch by epoch.
+
+    Errors: ``Differs``.
+    """
     a, b = read_log(found), read_log(expected)
     if [row.keys() for row in a] != [row.keys() for row in b]:
         raise Differs(f"{len(a)} epochs in {found.name}, {len(b)} in {expected.name}, or other figures of them")
@@ -162,7 +168,7 @@ def needs_two_gpus(place: Place) -> None:
         raise NotHere("there is one GPU")
 
 
-# What follows training
+# Checks after training
 
 
 def testing(place: Place, model: str) -> str:
@@ -266,7 +272,7 @@ def _of_each_model(form: str, function: Callable[..., str], **settings: object) 
     return [Check(form.format(model), partial(function, model=model, **settings)) for model in MODELS]
 
 
-# They start in this order, as many at once as the machine's cores allow. The longest, which compile, start early.
+# Checks start in this order, as many at the same time as the cores allow. The longest ones compile and start early.
 CHECKS = [
     *_of_each_model("fp32 training of {}", fp32),
     *_of_each_model("compiled training of {}", other_arithmetic, name="compiled", compile="true"),

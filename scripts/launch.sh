@@ -23,13 +23,13 @@ launch() {
     exec "$python" "$@"
 }
 
-# The same on several nodes that meet at host:port: launch_nodes <nodes> <host:port> <id> <program> ...
-# If a process dies, all processes are started again, and the run goes on from its newest checkpoint.
+# Start the processes on several nodes that connect at host:port: launch_nodes <nodes> <host:port> <id> <program> ...
+# If a process dies, all processes are started again, and the run continues from its newest checkpoint.
 launch_nodes() {
     local nodes="$1" endpoint="$2" id="$3"
     shift 3
     find_python
-    # Each start gets a store of its own. In the store that the agents share, processes look up keys by the number of
+    # Each start gets its own store. In the store that the agents share, processes look up keys by the number of
     # restarts. This number differs between nodes, because only a node that notices the death counts a restart.
     export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
     exec "$python" -m torch.distributed.run --nnodes "$nodes" --nproc_per_node "$((gpus > 1 ? gpus : 1))" \

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From nothing to Top-1/Top-5: sets up .venv, draws the toy set, trains and tests two small networks on it.
-# A second call skips the steps that are done. An interrupted training goes on from its newest checkpoint.
+# From a fresh checkout to Top-1/Top-5: sets up .venv, draws the toy set, trains and tests two small networks on it.
+# A second call skips the steps that are done. Interrupted training continues from the newest checkpoint.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/setup.sh

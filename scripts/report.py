@@ -1,8 +1,8 @@
-"""What a model gets wrong, from score files, without the model: ``python -m scripts.report out.npz``.
+"""Shows the errors of a model from score files, without the model: ``python -m scripts.report out.npz``.
 
-One file: prints accuracy, the most confused pairs of classes, and calibration; writes classes.csv and two pictures into
-a folder. Two files of the same videos: the same for each file, and which videos changed, with a paired test. --verb and
---noun: the accuracy of EPIC-KITCHENS' actions from two single-task files.
+With one file, it prints accuracy, the most confused pairs of classes and calibration, and writes classes.csv and two
+pictures into a folder. With two files of the same videos, it does this for each file, and reports which videos changed,
+with a paired test. With --verb and --noun, it prints the accuracy of EPIC-KITCHENS' actions from two single-task files.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def parse_args() -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("scores", nargs="*", metavar="out.npz", help="one or two files of test_models.py --scores")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: <name>_report beside the (first) file")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: <name>_report next to the (first) file")
     parser.add_argument("--dataset", help="name of, or path to, a dataset that names the classes if the file does not")
     parser.add_argument("--verb", metavar="verb.npz", help="scores of EPIC-KITCHENS' verbs")
     parser.add_argument("--noun", metavar="noun.npz", help="scores of EPIC-KITCHENS' nouns on the same segments")
@@ -64,7 +64,7 @@ def default_folder(*files: Scores) -> Path:
 
 
 def class_names(dataset: str | None, *files: Scores) -> list[str]:
-    """The class names from the files or else from ``dataset``; without both, "class 0", "class 1" and so on.
+    """The class names of the files, or else of ``dataset``. Without both they are "class 0", "class 1" and so on.
 
     Errors: ``ScoresError`` if files and dataset contradict each other.
     """
@@ -147,7 +147,7 @@ def print_members(file: Scores) -> None:
 
 
 def report_two(a: Scores, b: Scores, args: argparse.Namespace) -> None:
-    """Print and write the report of each file (folders a and b), and how the second file differs from the first."""
+    """Report each file (in folders a and b), and print how the second file differs from the first."""
     comparison = compare(a, b)
     names = class_names(args.dataset, a, b)
     folder = args.out or default_folder(a, b)

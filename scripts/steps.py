@@ -1,4 +1,4 @@
-"""Runs Python programs one by one or several at once, each with a time limit, all within one time budget."""
+"""Runs Python programs, one or several at a time. Each has a time limit, and all share one time budget."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-LAST_LINES = 25  # how much of a failed program's output is kept
+LAST_LINES = 25  # lines of a failed program's output that are kept
 POLL = 0.05  # s
 
 
@@ -27,7 +27,10 @@ class OutOfTime(Exception):
 
 
 class Steps:
-    """Runs Python programs in ``folder``. After ``seconds`` in total, it starts no more and kills those that run."""
+    """Runs Python programs in ``folder``.
+
+    After ``seconds`` in total, it starts no more programs and kills running ones.
+    """
 
     def __init__(self, folder: Path, seconds: float, threads: int):
         self.folder, self.start = folder, time.monotonic()
@@ -41,20 +44,20 @@ class Steps:
         return time.monotonic() - self.start
 
     def give_up(self) -> None:
-        """End the time budget now. Ctrl-C needs this, because it does not reach the programs."""
+        """End the time budget now. This is needed after Ctrl-C, because Ctrl-C does not reach the programs."""
         self.deadline = self.start
 
     def python(self, *words: object, limit: float, cwd: Path | None = None, kill_at: str | None = None) -> str:
-        """Run ``python *words`` for at most ``limit`` seconds; returns what it printed on both streams.
+        """Run ``python *words`` for at most ``limit`` seconds; returns its output of both streams.
 
-        With ``kill_at``, the program and all processes it started get SIGKILL as soon as it prints this text.
+        With ``kill_at``, the program and all processes that it started get SIGKILL as soon as it prints this text.
 
         Errors: ``StepFailed``, also if that text never appears; ``OutOfTime``.
         """
         end = time.monotonic() + limit
         if time.monotonic() >= self.deadline:
             raise OutOfTime
-        # A file, because a process that a program leaves behind could hold a pipe open.
+        # The output goes to a file, because a process that a program leaves behind could keep a pipe open.
         log = self.folder / f"step_{next(self.numbers)}.txt"
         command = [sys.executable, "-W", "ignore", *map(str, words)]
         with open(log, "wb") as file:
@@ -65,7 +68,7 @@ class Steps:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # so that Ctrl-C reaches only this process
+                start_new_session=True,  # Ctrl-C then reaches only this process
             )
         try:
             while process.poll() is None:
@@ -87,7 +90,7 @@ class Steps:
 
 
 def children(pid: int) -> list[int]:
-    """The child processes of a process; none if it has ended. Linux only."""
+    """The child processes of a process. The list is empty if the process has ended. Linux only."""
     with suppress(FileNotFoundError, ProcessLookupError):
         lists = [file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/children")]
         return [int(child) for child in " ".join(lists).split()]
@@ -95,9 +98,9 @@ def children(pid: int) -> list[int]:
 
 
 def kill_all(pid: int) -> None:
-    """Send SIGKILL to a process and all its descendants, also those in other sessions, as torchrun's. Linux only."""
+    """Send SIGKILL to a process and all its descendants, also in other sessions (such as torchrun's). Linux only."""
     with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGSTOP)  # so that it starts no more processes meanwhile
+        os.kill(pid, signal.SIGSTOP)  # it then starts no more processes
         started = children(pid)
         os.kill(pid, signal.SIGKILL)
         for child in started:

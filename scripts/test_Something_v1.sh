@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Test on Something-Something V1: ./scripts/test_Something_v1.sh <run_name> <ckpt_name> <num_frames> [more flags of test_models.py]
-# The checkpoint is net_runs/<run_name>/<ckpt_name>. A released SDA file needs --model; other files name their model.
+# The checkpoint is net_runs/<run_name>/<ckpt_name>. Add --model for a released SDA file. Other files name their model.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/launch.sh

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Train on Something-Something V1: ./scripts/train_Something_v1.sh <run_name> <num_frames> [more flags of main.py]
-# The model is $MODEL, or rsanet_r50 if that is not set. A run that exists goes on from its newest checkpoint.
+# The model is $MODEL, or rsanet_r50 if that is not set. An existing run continues from its newest checkpoint.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/launch.sh

@@ -17,7 +17,7 @@ if [ $# -lt 3 ]; then
     exit 2
 fi
 run="$1"
-# Each job has a port of its own, because two jobs may share a node.
+# Each job has its own port, because two jobs may share a node.
 endpoint="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):$((20000 + SLURM_JOB_ID % 20000))"
 status=0
 srun ./scripts/train_nodes.sh "$SLURM_JOB_NUM_NODES" "$endpoint" "$@" || status=$?

@@ -1,9 +1,9 @@
-"""Causes accidents of every kind at random moments; after each, the run must soon end or go on as documented.
+"""Causes accidents of every kind at random moments. After each, the run must soon end or continue as documented.
 
-``python -m tests.chaos --minutes 10`` starts training runs of one and two processes. They lose loading processes,
-ranks and main processes, are stopped, get signals to end, and meet a full disk and broken frames. After each accident
-the same command resumes the run with ``--resume auto``. A run that reaches its end must have the weights and the
-validation line of an undisturbed run.
+``python -m tests.chaos --minutes 10`` starts training runs of one and two processes. Their loading processes, ranks and
+main processes are killed, stopped or get signals, the disk is full, or frames are broken. After each accident the same
+command resumes the run with ``--resume auto``. A run that reaches its end must have the weights and the validation line
+of an undisturbed run.
 """
 
 import argparse
@@ -30,18 +30,18 @@ from toy_run import ROOT, make_dataset  # noqa: E402
 
 from scripts.steps import children, kill_all  # noqa: E402
 
-LIMIT = 90.0  # seconds that a run may take to end; torchrun alone gives its processes 30
+LIMIT = 90.0  # seconds that a run may take to end; torchrun gives its processes 30 of them
 EPOCHS = 4
-# Runs give up stopped loading processes early, so that there is time for more accidents.
+# Runs give up stopped loading processes early, which leaves time for more accidents.
 IMPATIENT = "from engine import workers\nworkers.LOOK_EVERY, workers.LONGEST_STOP = 0.5, 3.0\n"
 
 
 @dataclass
 class Accident:
-    """An accident of a training run, and what may follow: exit statuses of one process, words in the output."""
+    """An accident of a training run, and its possible results: exit statuses of one process, words in the output."""
 
     do: Callable[[subprocess.Popen, Path, random.Random], None]
-    statuses: tuple[int, ...]  # 0 if the run may reach its end nevertheless
+    statuses: tuple[int, ...]  # 0 if the run may still reach its end
     words: str = ""  # in the output if the run ended with status 1
     largest_file: int | None = None  # bytes
 
@@ -81,7 +81,7 @@ def ctrl_c_twice(process: subprocess.Popen, _: Path, rng: random.Random) -> None
 
 
 def break_a_frame(process: subprocess.Popen, folder: Path, rng: random.Random) -> None:
-    """Damage one frame; ``mend_the_frame`` restores it before the next start."""
+    """Damage one frame. ``mend_the_frame`` restores it before the next start."""
     frame = rng.choice(sorted(folder.glob("frames/*/*/*.jpg")))
     (folder / "broken").write_text(str(frame))
     (folder / "whole").write_bytes(frame.read_bytes())
@@ -114,7 +114,7 @@ ACCIDENTS = {
 
 
 def launch(folder: Path, run: str, processes: int, largest_file: int | None = None) -> subprocess.Popen:
-    """Start a training run that prints every step, in a session of its own; it cannot write larger files."""
+    """Start a training run that prints every step, in its own session. It cannot write files above ``largest_file``."""
     script = folder / "impatient.py"
     script.write_text(
         f"import runpy, sys\nsys.argv[0] = 'main.py'\n{IMPATIENT}"
@@ -130,7 +130,7 @@ def launch(folder: Path, run: str, processes: int, largest_file: int | None = No
 
 
 def disturb(folder: Path, run: str, processes: int, name: str, rng: random.Random) -> tuple[int, float, str]:
-    """Start a run and cause an accident; returns exit status, seconds from accident to end, and output."""
+    """Start a run and cause an accident; returns exit status, seconds from the accident to the end, and output."""
     accident = ACCIDENTS[name]
     process = launch(folder, run, processes, accident.largest_file)
     output = ""
@@ -138,7 +138,7 @@ def disturb(folder: Path, run: str, processes: int, name: str, rng: random.Rando
         with suppress(AssertionError):  # a run on a full disk makes no step
             output = wait_for(process, "Epoch: ")
         time.sleep(rng.uniform(0, 1.5))
-    else:  # during the start
+    else:  # the accident happens during the start
         time.sleep(rng.uniform(0, 4))
     begin = time.monotonic()
     if process.poll() is None:
@@ -173,7 +173,7 @@ def same_end(folder: Path, run: str, undisturbed: str) -> None:
 
 
 def chaos(folder: Path, minutes: float, processes_of_runs: list[int], seed: int) -> None:
-    """Disturb runs until the time is up, then let the last runs finish."""
+    """Disturb runs until the time is over, then let the last runs finish."""
     rng, end = random.Random(seed), time.monotonic() + 60 * minutes
     make_dataset(folder, per_class=6)
     happened, runs, finished = Counter(), dict.fromkeys(processes_of_runs, 0), 0

@@ -1,4 +1,4 @@
-"""How the tests run: two processes share the tests. Property-based tests try the same 100 examples in every run.
+"""Settings of the tests. Two processes share the tests. Property-based tests try the same 100 examples in every run.
 
 ``pytest --hypothesis-profile thorough`` tries 2,000 new examples. A test that sets its own number keeps it.
 """
@@ -17,5 +17,5 @@ settings.load_profile("ci")  # --hypothesis-profile takes effect later
 
 
 def pytest_collection_modifyitems(items: list) -> None:
-    """README's commands take longest. They start first, so that neither process has to wait for them at the end."""
+    """Start README's commands first, because they take longest. No process then has to wait for them at the end."""
     items.sort(key=lambda item: item.path.name != "test_readme.py")

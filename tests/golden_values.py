@@ -1,4 +1,4 @@
-"""Weights and inputs by formula, and the values that the released code computes from them (tests/golden)."""
+"""Weights and inputs that a formula gives, and the values that the released code computes from them (tests/golden)."""
 
 import json
 import zlib
@@ -55,7 +55,10 @@ def fill_by_formula(module: nn.Module, prefix: str, seed: int = 0) -> None:
 
 
 def released_state(name: str, seed: int = 0) -> dict:
-    """A state dict as users have it: released names and 5-D shapes, ``module.`` prefix, formula values."""
+    """A state dict like the released files: released names, 5-D shapes, ``module.`` prefix.
+
+    Its values follow the formula.
+    """
     shapes = table(f"{name}_state_dict.json")
     return {f"module.{key}": formula_parameter(key, shape, seed) for key, shape in shapes.items()}
 

@@ -1,7 +1,7 @@
-"""Kill a training run at random moments, resume it, and compare its end with an undisturbed run's.
+"""Kill a training run at random moments, resume it, and compare its result with an undisturbed run.
 
-``python -m tests.kill_and_resume --kills 50 [--processes 2]`` sends SIGKILL to all processes of the run, whatever they
-are doing (importing, drawing clips, writing a checkpoint). Each time it resumes the run with ``--resume auto``.
+``python -m tests.kill_and_resume --kills 50 [--processes 2]`` sends SIGKILL to all processes of the run at any point
+(importing, drawing clips, writing a checkpoint). Each time it resumes the run with ``--resume auto``.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def start(
     python: str = sys.executable,
     **flags: object,
 ) -> subprocess.Popen:
-    """Start a training run of ``tsm_tiny`` in a session of its own; it resumes if the run exists."""
+    """Start a training run of ``tsm_tiny`` in its own session. It resumes if the run exists."""
     launcher = [python, "-W", "ignore"]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "--"]
@@ -86,7 +86,7 @@ def weights(folder: Path, run: str, epochs: int) -> dict:
 
 
 def kill_and_resume(folder: Path, kills: int, processes: int = 1, seed: int = 0, epochs: int | None = None) -> str:
-    """Assert that a killed run ends as an undisturbed one does; returns its last validation line."""
+    """Assert that a killed run ends like an undisturbed run; returns its last validation line."""
     epochs = epochs or 3 + 2 * kills
     make_dataset(folder)
     begin = time.monotonic()
@@ -99,7 +99,7 @@ def kill_and_resume(folder: Path, kills: int, processes: int = 1, seed: int = 0,
     rng, done = random.Random(seed), (0, 0)
     for kill in range(kills):
         process = start(folder, "killed", epochs, processes)
-        if kill % 2:  # before the first step, mostly
+        if kill % 2:  # mostly before the first step
             wait, when = rng.uniform(0, until_first_step), "the start"
         else:
             wait, when = rng.uniform(0, 0.3), "the first steps"

@@ -2,9 +2,10 @@
 
 ``executable()`` returns a program with the command line ``[-u] [-W FILTER] FILE|-m MODULE|-c CODE ...``. It has the
 working folder, environment, three streams, signals and exit status of a real process. It imports the project's packages
-anew, and its ``sys.executable`` is the stand-in. It differs from a real process in three points. Settings that are read
-when the interpreter or torch starts, such as OMP_NUM_THREADS, are the server's. The program is not a child of the
-stand-in. It exits without taking down the interpreter. Tests of these things use the real ``sys.executable``.
+again, and its ``sys.executable`` is the stand-in. It differs from a real process in three points. Settings that are
+read when the interpreter or torch starts, such as OMP_NUM_THREADS, are the server's. The program is not a child of the
+stand-in. It exits without taking down the interpreter. Tests that depend on these points use the real
+``sys.executable``.
 
 Three processes take part. The client is the stand-in itself. The server forks a keeper for each client. The keeper
 forks the program, passes signals on to it, and sends its exit status to the client.
@@ -32,7 +33,7 @@ from pathlib import Path
 
 import numpy as np
 
-# The parts of the packages that the programs use and that take long to import. None of them looks for a GPU.
+# The parts of packages that programs use and that take long to import. None of them looks for a GPU.
 PRELOADED = ("av", "fvcore.nn", "matplotlib.pyplot", "tensorboardX", "torch.distributed.run", "torchvision", "yaml")
 FORWARDED = (signal.SIGINT, signal.SIGTERM)
 
@@ -78,16 +79,16 @@ def executable() -> str:
 
 
 def serve(address: str) -> tuple[list[str], str, dict[str, str]]:
-    """Accept clients until stdin closes. Only the process that shall be a client's program returns from here."""
+    """Accept clients until stdin closes. This function returns only in a process that becomes a client's program."""
     for name in PRELOADED:
         with suppress(ImportError):  # some are optional
             importlib.import_module(name)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen()
-    gc.freeze()  # so that no collection copies what the programs share
+    gc.freeze()  # otherwise garbage collection would copy the shared memory of the programs
     print("ready", flush=True)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C of the tests closes stdin
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the tests closes stdin
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the keepers
     while listener in select.select([listener, sys.stdin], [], [])[0]:
         client, _ = listener.accept()
@@ -113,7 +114,7 @@ def keep(client: socket.socket) -> tuple[list[str], str, dict[str, str]]:
             os.close(stream)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         return request
-    os.setpgid(program, program)  # here, too: the client may die before the program has called it
+    os.setpgid(program, program)  # also here, because the client may die before the program calls it
     for stream in streams:
         os.close(stream)
     end = os.pidfd_open(program)
@@ -179,4 +180,4 @@ if __name__ == "__main__":
     if status == -signal.SIGINT:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
-    os._exit(status)  # the interpreter's own end would copy the memory of all that is imported, which takes seconds
+    os._exit(status)  # a normal exit would copy the memory of all imported modules, which takes seconds

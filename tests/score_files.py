@@ -8,7 +8,7 @@ from toy_run import run_inside
 
 
 def random_arrays(n: int, k: int, seed: int = 0, **more: object) -> dict[str, np.ndarray]:
-    """Scores that are right for about half of the videos; the last class never occurs. ``more`` replaces arrays."""
+    """Scores that are right for about half of the videos. The last class never occurs. ``more`` replaces arrays."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, k - 1, n)
     scores = rng.normal(size=(n, k)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Whatever a checkpoint or a weight file holds: it is used, or refused with one line; nothing else is raised."""
+"""A checkpoint or weight file of any content is either used or refused with one line. No other error occurs."""
 
 import io
 import json
@@ -21,14 +21,14 @@ from models import WeightsError, load_weights
 from models.export import export_safetensors
 from models.weight_files import read_checkpoint, shown
 
-# PyTorch warns of quantised and of nested tensors.
+# PyTorch warns about quantised and nested tensors.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 ARCH, CLASSES = "tsn_tiny", ["up", "down", "left"]
 
 
 @cache
 def training_state() -> TrainingState:
-    """After one step, with all that a checkpoint may hold: momentum, a loss scaler and averaged weights."""
+    """The state after one step, with everything that a checkpoint may hold: momentum, loss scaler, averaged weights."""
     torch.manual_seed(0)
     recipe = load_recipe(ARCH, "toy_something", num_segments=2)
     model = build_from_recipe(ARCH, len(CLASSES), recipe)
@@ -42,7 +42,7 @@ def training_state() -> TrainingState:
 
 @cache
 def valid_checkpoint() -> dict:
-    """As it comes back from a file."""
+    """The checkpoint as it is read back from a file."""
     recipe = to_plain(load_recipe(ARCH, "toy_something", num_segments=2))
     dataset = {"name": "toy_something", "num_classes": len(CLASSES), "root": "frames", "categories": CLASSES}
     content = training_state().to_checkpoint({"model": ARCH, "recipe": recipe, "dataset": dataset})
@@ -57,7 +57,7 @@ def saved(content: object, **options) -> io.BytesIO:
 
 
 def special(kind: str) -> object:
-    """What hypothesis does not think of."""
+    """Values that hypothesis does not generate."""
     ring = {"a": 1}
     ring["state_dict"] = ring["ring"] = [ring]
     deep = []
@@ -94,12 +94,12 @@ KEYS = st.text(max_size=5) | st.integers() | st.binary(max_size=5) | st.none() |
 VALUES = LEAVES | st.recursive(LEAVES, lambda v: st.lists(v, max_size=4) | st.dictionaries(KEYS, v, max_size=4))
 
 
-# Where changes begin: entries of the smaller mappings are as likely as the many weights.
+# The places where changes begin. Entries of small mappings are as likely as the many weights.
 ROUTES = ["", "config", "config recipe", "config dataset", "optimizer", "optimizer state", "state_dict", "scaler"]
 
 
 class Changed(dict):
-    """A checkpoint that a failing test shows as what was changed in the valid one, not with all of its weights."""
+    """A changed checkpoint. A failing test prints only the change, not all weights."""
 
     def __init__(self, content: dict, changes: list[str]):
         super().__init__(content)
@@ -110,7 +110,7 @@ class Changed(dict):
 
 
 def changed(draw, tree: object, route: list[str], changes: list[str], place: str = "") -> object:
-    """``tree`` with one entry below ``route`` replaced, removed or added; the tree itself stays as it is."""
+    """A copy of ``tree`` with one entry below ``route`` replaced, removed or added."""
     if isinstance(tree, torch.Tensor) and draw(st.booleans()):
         like = draw(st.sampled_from([*DTYPES, "nan", "more", "flat"]))
         changes.append(f"{place} {like}")
@@ -152,7 +152,7 @@ def checkpoints(draw) -> dict:
 
 
 def refused(action, *args) -> bool:
-    """Whether ``action`` raises what a program says in a line. Any other exception fails the test."""
+    """Whether ``action`` raises an error that programs report in one line. Any other exception fails the test."""
     try:
         action(*args)
     except (ConfigError, WeightsError, DataError) as error:
@@ -164,7 +164,7 @@ def refused(action, *args) -> bool:
 
 
 def use(content: dict) -> None:
-    """What testing and exporting do."""
+    """Use a checkpoint as testing and exporting do."""
     model, recipe = build_from_checkpoint(content, "file", None, None, None)
     assert str(load_weights(model, content, name="file")).count("\n") == 2
     assert model.num_segments == recipe.num_segments
@@ -188,7 +188,7 @@ def test_a_valid_checkpoint_is_used():
 
 
 def with_entry(key: str, value: object) -> dict:
-    """The valid checkpoint with ``value`` as its entry ``a.b.c``; without the entry if ``value`` is ``...``."""
+    """The valid checkpoint with ``value`` as its entry ``a.b.c``. If ``value`` is ``...``, the entry is removed."""
     content = place = dict(valid_checkpoint())
     *path, last = (int(part) if part.isdecimal() else part for part in key.split("."))
     for part in path:
@@ -313,7 +313,7 @@ def read(folder, ending: str, content: bytes) -> dict:
 
 @st.composite
 def damages(draw) -> list:
-    """Where, as a share of the file, and what: a byte, a cut, or bytes put in."""
+    """The place, as a share of the file, and the damage: a changed byte, a cut, or inserted bytes."""
     places = st.floats(0, 1, exclude_max=True)
     damage = st.tuples(places, st.just("set"), st.binary(min_size=1, max_size=1))
     damage |= st.tuples(places, st.sampled_from(["cut", "insert", "remove"]), st.binary(min_size=1, max_size=20))
@@ -323,7 +323,7 @@ def damages(draw) -> list:
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])
 @given(damages())
 def test_a_damaged_file_is_read_as_it_was_or_refused(folder, ending, changes):
-    """A file of ours is protected whole: what is loaded after any damage is what was saved."""
+    """Our files are fully protected: if a damaged file can be loaded, it has the saved content."""
     original = valid_bytes(ending, folder)
     content = bytearray(original)
     for place, how, value in changes:
@@ -345,7 +345,7 @@ LEGACY = b"".join(
     pickle.dumps(part, protocol=2)
     for part in (torch.serialization.MAGIC_NUMBER, torch.serialization.PROTOCOL_VERSION, {"little_endian": True})
 )
-# Instructions of the unpickler and what they work on.
+# Instructions of the unpickler, and the objects that they use.
 WORDS = [bytes([i]) for i in b"(})]NRbsuaet2Q.\x81\x85\x86\x87\x88\x89"]
 WORDS += [b"\x80\x02", b"K\x05", b"M\x00\x01", b"q\x00", b"h\x00", b"X\x05\0\0\0state", b"G@\x00\0\0\0\0\0\0"]
 WORDS += [f"c{place}\n".encode() for place in ("torch._utils\n_rebuild_tensor_v2", "torch._utils\n_rebuild_parameter")]

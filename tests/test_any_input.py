@@ -1,4 +1,4 @@
-"""A list or a dataset file of any content is read, or refused by one short line; no other error occurs."""
+"""A list or dataset file of any content is either read or refused with one short line. No other error occurs."""
 
 import string
 from collections.abc import Callable
@@ -24,21 +24,21 @@ DATASET = {
     "source": "folder",
     "categories": "[left, right]",
 }
-TIMES = st.sampled_from([1, 1, 1, 2, 4])  # seldom many, because one odd thing hides another
+TIMES = st.sampled_from([1, 1, 1, 2, 4])  # rarely many, because one odd value hides another
 VALID = "".join(f"{key}: {value}\n" for key, value in DATASET.items())
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """One for all examples: each writes its file again."""
+    """One folder for all examples. Each example overwrites the file."""
     return tmp_path_factory.mktemp("any_input")
 
 
 def result_or_refusal(read: Callable[[], object]) -> object | None:
-    """What ``read`` gives, or ``None`` if it refuses as it should."""
+    """The result of ``read``, or ``None`` if it refuses the input with the right error."""
     try:
         result = read()
-        event("read")  # pytest --hypothesis-show-statistics tells how often
+        event("read")  # pytest --hypothesis-show-statistics shows how often
         return result
     except DataError as error:
         event("refused")
@@ -49,7 +49,7 @@ def result_or_refusal(read: Callable[[], object]) -> object | None:
 
 @st.composite
 def damaged(draw: st.DrawFn, valid: bytes) -> bytes:
-    """The valid file with a few stretches replaced, by any bytes or by others of its own."""
+    """The valid file with a few parts replaced, by random bytes or by other parts of the file."""
     content = valid
     for _ in range(draw(TIMES)):
         start = draw(st.integers(0, len(content)))
@@ -72,7 +72,7 @@ PARTS = WORDS | NUMBERS | LONG
 
 @st.composite
 def nearly_lists(draw: st.DrawFn) -> bytes:
-    """Good lines with one odd part somewhere, or with several."""
+    """Good lines with one or several odd parts."""
     lines = [[f"video {i}", str(1 + i), str(i % 2)] for i in range(draw(st.integers(1, 4)))]
     for _ in range(draw(TIMES)):
         lines[draw(st.integers(0, len(lines) - 1))][draw(st.integers(0, 2))] = draw(PARTS)
@@ -118,7 +118,7 @@ TEMPLATES = st.lists(st.sampled_from([*FIELDS[:4], *FIELDS, "a", ".jpg", "{{", "
 NAMES = st.sampled_from(
     ["left", "right", "Left", "leftward\u017f", "r\u0131ght", "LEFT left", "right left", "up", '""']
 )
-# key -> values that are often good
+# key -> values, most of them good
 NEAR = dict.fromkeys(["name", "root", "train_list", "val_list"], TEXTS) | {
     "num_classes": st.integers(-1, 3).map(str) | st.integers().map(str),
     "image_tmpl": TEMPLATES.map(lambda parts: f"'{''.join(parts)}'"),
@@ -141,7 +141,7 @@ ODD = DUMPED | TAGGED | st.sampled_from(SNIPPETS.strip().replace("\n", "|").spli
 
 @st.composite
 def nearly_datasets(draw: st.DrawFn) -> bytes:
-    """A good dataset file with one odd value, key or line, or with several."""
+    """A good dataset file with one or several odd values, keys or lines."""
     pairs = list(DATASET.items())[: draw(st.sampled_from([7, 8]))]  # categories, the last, may be missing
     for _ in range(draw(TIMES)):
         place = draw(st.integers(0, len(pairs) - 1))

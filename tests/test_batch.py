@@ -1,4 +1,4 @@
-"""How a step's clips are shared: arithmetic, order, gradients, learning rate."""
+"""The clips of a step are shared correctly: arithmetic, order, gradients, learning rate."""
 
 import re
 
@@ -59,7 +59,7 @@ def test_the_same_clips_make_a_step_however_they_are_shared(batch, processes, si
         sizes = [len(part) for part in parts]
         assert min(sizes) >= 1 and max(sizes) - min(sizes) <= 1 and max(sizes) == plan.per_process
     alone.first_step = 0
-    assert list(alone)[len(list(alone)) - len(steps) :] == steps  # going on from a step is the rest of the epoch
+    assert list(alone)[len(list(alone)) - len(steps) :] == steps  # continuing from a step gives the rest of the epoch
 
 
 def test_epochs_are_shuffled_differently():
@@ -76,7 +76,7 @@ def small(tmp_path_factory):
 
 
 def momentum_after_one_step(dataset, folder, name: str, processes: int = 1, **flags) -> list[torch.Tensor]:
-    """The gradients, with weight decay, of the first step: what momentum starts from. Batch norm does not learn."""
+    """The momentum after one step, which is the gradients with weight decay. Batch norm does not learn."""
     flags = {"epochs": 1, "global_batch_size": 6, "norm_eval": "true", "clip_gradient": "none"} | flags
     command = ["main.py", dataset, "rsanet_tiny", "--run", name, "--lr_multipliers", "true", *quick_flags(**flags)]
     result = run(*command, cwd=folder, processes=processes) if processes > 1 else run_inside(*command, cwd=folder)
@@ -101,13 +101,13 @@ def test_gradients_do_not_depend_on_processes_and_accumulation(small, tmp_path, 
     shared = momentum_after_one_step(small, tmp_path, "shared", processes, batch_size=batch_size)
     assert f"batch: {line}, lr 0.05" in (tmp_path / "logs" / "shared.log").read_text()
     scale = max(float(g.abs().max()) for g in alone)
-    assert scale > 1e-2  # they are gradients, not decay alone
+    assert scale > 1e-2  # they are gradients, not only decay
     for a, b in zip(alone, shared, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6 * scale)
 
 
 def test_uneven_shares_have_the_gradient_of_the_whole(small, tmp_path):
-    """Five clips on two processes: three and two."""
+    """One process has three of five clips, the other has two."""
     alone = momentum_after_one_step(small, tmp_path, "alone", global_batch_size=5)
     shared = momentum_after_one_step(small, tmp_path, "shared", 2, global_batch_size=5)
     assert "2 processes x at most 3 clips x 1 accumulated = 5" in (tmp_path / "logs" / "shared.log").read_text()

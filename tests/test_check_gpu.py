@@ -1,4 +1,4 @@
-"""The GPU check, rehearsed on the CPU: its steps, its report, its last line, and that it can fail."""
+"""The GPU check, rehearsed on the CPU: its steps, its report and its last line are right, and it can fail."""
 
 import argparse
 import os
@@ -79,7 +79,7 @@ CASES = {
 
 @pytest.fixture
 def cases(monkeypatch):
-    """Replaces the real checks by checks that take no time."""
+    """Replace the real checks by checks that take no time."""
     names = [*CASES, "timed"]
     checks = [Check(name, CASES.get(name, lambda place: "a table"), alone=name == "timed") for name in names]
     monkeypatch.setattr(check_gpu, "CHECKS", checks)
@@ -135,7 +135,7 @@ def test_a_step_that_is_stopped_takes_all_it_started_along(tmp_path):
     steps = Steps(tmp_path, 60, threads=1)
     assert steps.python("-c", code, limit=60, kill_at="started") == "started\n"
     child = Path(f"/proc/{(tmp_path / 'child').read_text()}/stat")
-    for _ in range(100):  # the process that inherits it may leave it as a zombie
+    for _ in range(100):  # the process that inherits it may keep it as a zombie
         if not child.exists() or child.read_text().rpartition(")")[2].split()[0] == "Z":
             break
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""From a list line to a clip: sampling tables and crop sets of the released code, lists, labels, flips, pixels."""
+"""From a list line to a clip: sampling and crops as in the released code, lists, labels, flips, pixels."""
 
 import os
 
@@ -53,7 +53,7 @@ def test_sampling_refuses():
 
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 16, 23, 40])
 def test_random_segments(n):
-    """A random frame of each segment of n // T frames; each can come; nothing else can; short videos give frame 1."""
+    """Each frame of a segment of n // T frames can be drawn, and no other frame. Short videos give frame 1."""
     rng, duration = np.random.default_rng(0), n // 8
     drawn = np.array([sampling.random_segments(n, 8, rng) for _ in range(400)])
     for segment in range(8):
@@ -78,13 +78,13 @@ def test_a_training_crop_within_two_pixels_of_the_input_becomes_it():
 
 
 def gradient_frame(width: int, height: int) -> Image.Image:
-    """Red is x, green is y: a crop shows where it was cut."""
+    """Red is x and green is y, so a crop shows where it was cut."""
     x, y = np.meshgrid(np.arange(width), np.arange(height))
     return Image.fromarray(np.stack([x, y, x * 0], 2).astype(np.uint8))
 
 
 def noise_frame(width: int, height: int) -> Image.Image:
-    """Unlike a gradient, it comes out otherwise by every rule of interpolation."""
+    """Noise. Unlike a gradient, it gives another result for every rule of interpolation."""
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
 
 
@@ -116,7 +116,7 @@ def test_test_crops():
     ten = corners(10)
     assert ten[:5] == corners(5) and ten[5:] == [(39, 0), (99, 0), (39, 20), (99, 20), (69, 10)]  # mirrored
     assert transforms.test_crops(frames, 1, 60, 32)[0][0].size == (32, 32)
-    # 103 - 40 is odd: the one centre crop rounds the half to even, the grid of the others rounds down.
+    # 103 - 40 is odd. The centre crop rounds the half to even, but the grid of the other crops rounds down.
     assert transforms.test_crops([gradient_frame(103, 60)], 1, 40, 40)[0][0].getpixel((0, 0))[0] == 32
     assert transforms.test_crops([gradient_frame(103, 60)], 3, 40, 40)[2][0].getpixel((0, 0))[0] == 30
     with pytest.raises(DataError, match="crop of 64 does not fit into frames of 60x100"):
@@ -159,7 +159,7 @@ def test_something_flip_pairs_come_from_names():
     for name in ("something_v1", "something_v2"):
         assert load_dataset_config(name).mirror_pairs == expected
     names = load_dataset_config("something_v1").categories
-    shuffled = names[::-1]  # other order, other numbers: MMAction2's SSv1 list is in such another order
+    shuffled = names[::-1]  # another order gives other numbers; MMAction2's SSv1 list has another order
     assert mirror_pairs(shuffled) == {173 - i: 173 - j for i, j in expected.items()}
     text = describe_flip("skip", names, mirror_pairs(names))
     assert "86 <-> 87 (Pulling something from left to right <-> Pulling something from right to left)" in text
@@ -279,7 +279,7 @@ def test_a_folder_that_cannot_be_opened_is_an_error_in_one_line(videos, monkeypa
         raise PermissionError(13, "Permission denied")
 
     root, (video, _) = videos
-    long = video._replace(path="x" * 300)  # longer than a file's name may be
+    long = video._replace(path="x" * 300)  # longer than file names may be
     assert str(eval_set(root, [long])[0]).startswith(f"{root}/list.txt:1: no folder {root}/xxx")
     (root / "a" / "00011.jpg").unlink()
     monkeypatch.setattr(os, "listdir", refuse)
@@ -330,7 +330,7 @@ def test_toy_classes_are_each_other_played_backwards():
 
 def test_toy_motions_go_where_their_names_say():
     def path(name):
-        """Centre of the object (x, y) and its area in each frame, by its difference from the background."""
+        """The centre (x, y) and the area of the object in each frame, from its difference to the background."""
         tracks = []
         for frame in toy.draw_video(name, np.random.default_rng(11)):
             pixels = np.asarray(frame, float)
@@ -344,7 +344,8 @@ def test_toy_motions_go_where_their_names_say():
     areas = path("Moving something closer to the camera")[:, 2]
     assert areas[-1] > 4 * areas[0]
     assert path("Something appearing")[0, 2] == 0 < path("Something appearing")[-1, 2]
-    # On screens y points down, so a clockwise turn raises atan2(y, x) of the far end seen from the object's centre.
+    # On screens y points down. A clockwise turn therefore raises atan2(y, x) of the far end, seen from the object's
+    # centre.
     angles = []
     for frame in toy.draw_video("Turning something clockwise", np.random.default_rng(11)):
         pixels = np.asarray(frame, float)

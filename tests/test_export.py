@@ -1,4 +1,4 @@
-"""Networks as files for other programs, and by torch.hub: they compute what eager computes, or say why not."""
+"""Exported networks, and networks by torch.hub, compute the same as eager mode, or an error says why not."""
 
 import copy
 import os
@@ -20,7 +20,7 @@ TINY = [name for name in list_models() if name.endswith("_tiny")]
 
 
 def trained_like(name: str, num_classes=5, num_segments=4, dtype=torch.float32, **options) -> torch.nn.Module:
-    """A network in which every tensor matters: RSANet's last gammas start at zero, which hides its operators."""
+    """A network in which every tensor matters. Otherwise RSANet's zero gammas would hide its operators."""
     torch.manual_seed(0)
     model = build_model(name, num_classes, num_segments, **options)
     with torch.no_grad():
@@ -43,7 +43,7 @@ def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("tsn_tiny", {"dtype": torch.bfloat16}),  # what is exported is float32
+        ("tsn_tiny", {"dtype": torch.bfloat16}),  # the export is float32
         ("tsm_tiny", {"in_channels": 10}),  # flow
         ("sda_tsn_tiny", {}),
         ("sda_tsm_tiny", {"num_segments": 16}),  # two halves of 8 frames
@@ -52,10 +52,10 @@ def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
     ],
 )
 def test_programs_compute_what_eager_does(tmp_path, monkeypatch, name, options):
-    """At batches and clips other than those of the export's own check."""
+    """The test uses other batch sizes and clips than the export's own check."""
     model, size = trained_like(name, **options), (32, 37)
     before, eager = copy.deepcopy(model.state_dict()), copy.deepcopy(model).float().eval()
-    load, loaded = torch.export.load, []  # what the export itself reads back: reading takes seconds
+    load, loaded = torch.export.load, []  # programs that the export itself reads back; reading takes seconds
     monkeypatch.setattr(torch.export, "load", lambda path: loaded.append(load(path)) or loaded[-1])
     assert export_program(model, tmp_path / "net.pt2", size) <= 1e-4
     assert model.training and os.listdir(tmp_path) == ["net.pt2"]
@@ -116,7 +116,7 @@ def test_a_wrong_file_is_not_left(tmp_path, monkeypatch):
 
 
 def test_both_batch_sizes_are_compared():
-    """A file that is right for one clip alone, or for several alone, is wrong."""
+    """A file that is right only for one clip, or only for several clips, is refused."""
     model = trained_like("tsn_tiny").eval()
     assert export._largest_difference("net", model, model, 16) == 0
     for fails in (1, 3):
@@ -135,7 +135,7 @@ def test_safetensors_roundtrip(tmp_path):
 
     model, file = trained_like("sda_tsm_tiny"), tmp_path / "net.safetensors"
     with torch.no_grad():
-        model.new_fc.bias[0] = -0.0  # bits, not values
+        model.new_fc.bias[0] = -0.0  # other bits, but an equal value
     conv = model.base_model.conv1.weight
     conv.data = conv.data.contiguous(memory_format=torch.channels_last)
     export_safetensors(model, file)
@@ -151,7 +151,7 @@ def test_safetensors_roundtrip(tmp_path):
         assert a.contiguous().numpy().tobytes() == b.contiguous().numpy().tobytes(), key
     with pytest.raises(WeightsError, match="the file holds sda_tsm_tiny, the model is sda_tsn_tiny"):
         load_weights(build_model("sda_tsn_tiny", 5, 4), file)
-    checkpoint = read_checkpoint(file)  # what test_models.py asks for
+    checkpoint = read_checkpoint(file)  # test_models.py needs these entries
     assert checkpoint["config"] == {
         "model": "sda_tsm_tiny",
         "recipe": {"num_segments": 4},
@@ -175,7 +175,7 @@ def test_weights_that_are_not_finite_are_not_exported(tmp_path):
 
 
 def test_a_damaged_export_is_refused(tmp_path):
-    """A flipped bit of a weight, of a name, or of what is said beside the weights."""
+    """A bit is flipped in a weight, in a name, or in the metadata."""
     from safetensors.torch import save
 
     model, file = trained_like("tsn_tiny"), tmp_path / "net.safetensors"
@@ -256,7 +256,7 @@ def own_checkpoint(model, file: Path, **recipe) -> Path:
 
 
 def test_command_on_our_own_checkpoint(tmp_path, capsys):
-    """Model, frames, classes, modality and size are what the file says; .safetensors keeps all of it."""
+    """Model, frames, classes, modality and size come from the file, and .safetensors keeps all of them."""
     model = trained_like("tsm_tiny", 7, 3, in_channels=10, fold_div=4)
     flow = {"modality": "Flow", "input_size": 24, "model_options": {"fold_div": 4}}
     source, kept = own_checkpoint(model, tmp_path / "own.pth.tar", **flow), tmp_path / "kept.safetensors"
@@ -355,7 +355,7 @@ except ImportError as error:
 
 
 def test_the_hub_has_every_model_and_nothing_else():
-    """The hub lists callables without an underscore in front, and shows their docstrings."""
+    """The hub lists callables whose names do not start with an underscore, and shows their docstrings."""
     hub = {key: value for key, value in runpy.run_path(ROOT / "hubconf.py").items() if not key.startswith("_")}
     assert hub.pop("dependencies") == ["torch", "torchvision"]
     assert list(hub) == list_models()

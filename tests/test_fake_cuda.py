@@ -1,7 +1,8 @@
-"""A forward pass of every network on a GPU that is not there: PyTorch's fake tensors know device, type and shape alone.
+"""A forward pass of every network on a fake GPU. PyTorch's fake tensors have only a device, a type and a shape.
 
-This finds a tensor left on the CPU, types that do not fit, and operators that have no rule for shapes. It says nothing
-about numbers, and a backward pass of fake tensors needs a device: ``scripts/check_gpu.sh`` checks both on a real GPU.
+These tests find a tensor left on the CPU, types that do not fit, and operators without a rule for shapes. They do not
+test numbers, and a backward pass of fake tensors needs a real device. ``scripts/check_gpu.sh`` checks both on a real
+GPU.
 """
 
 import pytest
@@ -18,7 +19,7 @@ PRECISIONS = ["fp32", "bf16"]
 
 @pytest.fixture(autouse=True)
 def fake_gpu(monkeypatch):
-    """A fake device that has bf16: without a GPU, autocast would otherwise switch itself off with a warning."""
+    """A fake device with bf16. Without a GPU, autocast would otherwise warn and switch itself off."""
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
     with FakeTensorMode():
@@ -26,13 +27,13 @@ def fake_gpu(monkeypatch):
 
 
 def build(name: str) -> nn.Module:
-    """On the fake GPU; ``model.to("cuda")`` is refused in a fake mode."""
+    """Build a network on the fake GPU. Fake mode does not allow ``model.to("cuda")``."""
     with torch.device("cuda"):
         return build_model(name, K, T)
 
 
 def check_forward(model: nn.Module, precision: str) -> None:
-    """Shape, device and type of the logits of two clips, computed as ``engine.precision`` has them computed."""
+    """Check shape, device and type of the logits of two clips, computed with ``engine.precision``."""
     dtype = AUTOCAST.get(precision)
     with torch.no_grad(), torch.autocast("cuda", dtype, enabled=dtype is not None):
         logits = model(torch.empty(2, T, 3, SIZE, SIZE, device="cuda"))

@@ -1,4 +1,4 @@
-"""Nothing hangs: whatever happens to a loading process or to the main one, the program ends soon and says why."""
+"""Nothing hangs. Whatever happens to a loading process or to the main process, the program ends soon and says why."""
 
 import os
 import re
@@ -14,18 +14,21 @@ from toy_run import ROOT, make_dataset, quick_flags, run
 
 from scripts.steps import children, kill_all
 
-LIMIT = 25  # seconds: a look every 5, and PyTorch's own import and exit on a busy machine
+LIMIT = 25  # seconds: one check every 5 s, and PyTorch's import and exit on a busy machine
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     folder = tmp_path_factory.mktemp("small")
-    make_dataset(folder, per_class=16)  # 16 steps an epoch: more than the workers have ready
+    make_dataset(folder, per_class=16)  # 16 steps per epoch, more than the workers prepare
     return folder
 
 
 def ends(process: subprocess.Popen, limit: float = LIMIT) -> str:
-    """The output of a process; fails if it, or a process that holds its output open, runs beyond the limit."""
+    """The output of a process.
+
+    The test fails if the process, or another that holds its output open, exceeds the limit.
+    """
     try:
         return process.communicate(timeout=limit)[0]
     except subprocess.TimeoutExpired:
@@ -38,7 +41,7 @@ def error_lines(output: str) -> list[str]:
 
 
 def program(folder: Path, name: str, patch: str) -> Path:
-    """A program that runs a line of Python and then main.py."""
+    """A program that runs one line of Python and then main.py."""
     script = folder / f"{name}.py"
     script.write_text(
         f"import os, runpy, sys\nsys.argv[0] = 'main.py'\n{patch}\n"
@@ -68,7 +71,7 @@ def test_a_stopped_worker_ends_training_with_one_line(small):
     output = ends(process)
     assert process.returncode == 1 and "Traceback" not in output, output
     assert re.search(rf"a loading process stood still for 2 s \(pid {worker};", error_lines(output)[0]), output
-    assert not Path(f"/proc/{worker}").exists()  # the stopped process is gone, too
+    assert not Path(f"/proc/{worker}").exists()  # the stopped process is also gone
 
 
 FAILING_STEP = """
@@ -92,7 +95,7 @@ engine.train.train_step = failing
     ],
 )
 def test_an_unexpected_error_ends_the_program(small, processes, error, message):
-    """With two processes, torchrun must see the error, too: otherwise it could not restart them."""
+    """With two processes, torchrun must also see the error. Otherwise it could not restart them."""
     script = program(small, error.split("(")[0], FAILING_STEP.format(error=error))
     flags = quick_flags(workers=2, epochs=40, global_batch_size=2)
     begin = time.monotonic()
@@ -106,7 +109,7 @@ def test_ctrl_c_twice_ends_training(small):
     process = start(small, "twice", 40, workers=2, print_every=1, save_every="none")
     wait_for(process, "Epoch: [0][1/16]")
     for worker in children(process.pid):
-        os.kill(worker, signal.SIGSTOP)  # the step cannot be finished
+        os.kill(worker, signal.SIGSTOP)  # the step then cannot finish
     os.killpg(process.pid, signal.SIGINT)
     wait_for(process, "SIGINT: saving after this step")
     os.killpg(process.pid, signal.SIGINT)

@@ -1,4 +1,4 @@
-"""``main.py --help``: each recipe key in the words of the base recipe's file, with the value of the chosen recipe."""
+"""``main.py --help`` shows each recipe key with the base recipe's text and the value of the chosen recipe."""
 
 import inspect
 import re

@@ -1,4 +1,4 @@
-"""Rules of the house: imports run one way, files stay short, nothing is written twice, recipes are complete."""
+"""Rules of this repository: imports run one way, files are short, nothing is written twice, recipes are complete."""
 
 import ast
 import sys
@@ -67,7 +67,7 @@ def test_no_test_module_imports_another():
 
 
 def test_no_function_or_class_is_written_twice():
-    """Bodies of at least four statements differ. Names and docstrings do not count."""
+    """All bodies of at least four statements differ. Names and docstrings do not count."""
     found: dict[str, str] = {}
     for path in (path for room in MAY_IMPORT for path in sorted((ROOT / room).glob("*.py"))):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -99,11 +99,11 @@ def test_one_list_of_requirements():
 def test_every_model_has_a_recipe_for_every_dataset(model):
     for dataset in list_datasets():
         recipe = load_recipe(model, dataset)
-        assert load_recipe(model, dataset, **to_plain(recipe)) == recipe  # as stored in a run's config.yaml
+        assert load_recipe(model, dataset, **to_plain(recipe)) == recipe  # in the form of a run's config.yaml
 
 
 def test_recipes_that_nobody_published_say_so():
-    """Published are all networks on Something-Something, and TSN and TSM on Kinetics and UCF101."""
+    """Recipes are published for all networks on Something-Something, and for TSN and TSM on Kinetics and UCF101."""
     families = ("tsn", "tsm", "sda_tsn", "sda_tsm", "rsanet")
     published = {(family, f"something_v{version}") for family in families for version in (1, 2)}
     published |= {(family, dataset) for family in ("tsn", "tsm") for dataset in ("kinetics400", "ucf101")}
@@ -115,7 +115,7 @@ def test_recipes_that_nobody_published_say_so():
 
 
 def test_a_dataset_changes_what_a_recipe_builds_on_but_not_what_it_says():
-    """TSM's fine-tuning on UCF101 changes only those keys of SDA that SDA's own recipe does not set."""
+    """TSM's recipe for UCF101 changes only the keys of SDA that SDA's own recipe does not set."""
     tsm, sda, rsa = (load_recipe(f"{name}_r50", "ucf101") for name in ("tsm", "sda_tsm", "rsanet"))
     assert (tsm.epochs, tsm.lr, tsm.lr_steps, tsm.dropout, tsm.partial_bn) == (25, 0.001, [10, 20], 0.8, True)
     assert (sda.epochs, sda.lr, sda.dropout, sda.global_batch_size, sda.flip) == (50, 0.01, 0.5, 36, "swap")
@@ -142,7 +142,7 @@ def test_class_counts():
 
 
 def test_published_recipes():
-    """The settings of the released code and logs, and the variant for settings in which those differ."""
+    """The settings of the released code and logs, and the variant for settings in which code and logs differ."""
     v1, v2 = load_recipe("rsanet_r50", "something_v1"), load_recipe("rsanet_r50", "something_v2")
     script = load_recipe("rsanet_r50", "something_v1", "script_v1")
     assert (v1.epochs, v1.dropout, v1.eval_every, v1.eval_last) == (80, 0.5, 1, 10)

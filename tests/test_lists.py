@@ -1,4 +1,4 @@
-"""Lists, categories and dataset files of users: what is read, what is refused, and with which message."""
+"""Lists, categories and dataset files of users are read, or refused with the right message."""
 
 import os
 import time
@@ -17,7 +17,7 @@ DATASET = "name: own\nnum_classes: 2\nroot: frames\ntrain_list: t.txt\nval_list:
 
 @pytest.fixture
 def listed(tmp_path):
-    """A function: the list of these bytes, read."""
+    """A function that writes these bytes to a list file and reads it."""
 
     def read(content: bytes) -> list[Video]:
         (tmp_path / "list.txt").write_bytes(content)
@@ -28,7 +28,7 @@ def listed(tmp_path):
 
 @pytest.fixture
 def dataset(tmp_path):
-    """A function: the dataset of this YAML, read."""
+    """A function that writes this YAML to a dataset file and reads it."""
 
     def read(text: str):
         (tmp_path / "own.yaml").write_text(text, encoding="utf-8")
@@ -50,7 +50,7 @@ def test_a_byte_order_mark_is_no_part_of_a_dataset_file_or_of_a_class_name(datas
 
 
 def test_only_a_line_feed_ends_a_line(listed, tmp_path):
-    """Others, such as a next-line character, are part of a line for every editor that counts lines."""
+    """Editors do not count other characters, such as next-line, as the end of a line."""
     assert [video.where[-1] for video in listed("a\u3000b 8 0\nc 8\u20051\n".encode())] == ["1", "2"]
     for separator in "\x85", "\u2028", "\x0c", "\r":
         with pytest.raises(DataError, match=r"list.txt:1: path .* holds a control character"):
@@ -111,7 +111,7 @@ def test_a_long_list_is_read_and_checked_in_seconds(listed):
     videos = listed(content)
     assert list_findings(videos, "train.txt", 174, None, "root") == []
     assert overlap_findings(videos[::2], videos[1::2], "root") == []
-    assert time.process_time() - start < 5  # about 0.6 s here; a quadratic search would take an hour
+    assert time.process_time() - start < 5  # about 0.6 s; a quadratic search would take an hour
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_class_names_are_of_one_line():
 
 
 def test_a_name_with_a_letter_that_only_looks_like_a_mirror_word_is_left_alone():
-    """Without case, Python's regular expressions take a long s or a dotless i for s and i."""
+    """If case is ignored, Python's regular expressions treat a long s or a dotless i as s or i."""
     assert mirror_pairs(["leftward\u017f", "r\u0131ght", "Left", "RIGHT"]) == {2: 3, 3: 2}
 
 
@@ -255,7 +255,7 @@ def config(num_classes: int) -> DatasetConfig:
 
 @pytest.fixture
 def said(monkeypatch) -> list[str]:
-    """The lines that are logged from now on."""
+    """A list that collects the lines that are logged."""
     lines: list[str] = []
     monkeypatch.setattr(loading, "info", lines.append)
     return lines

@@ -1,4 +1,4 @@
-"""The lines of a log that hold figures: their published form, and that what is written is what is read."""
+"""The log lines that hold figures have the published form, and reading them gives what was written."""
 
 import math
 
@@ -44,7 +44,7 @@ def test_a_line_tells_a_step_from_the_epoch_so_far():
 
 @pytest.mark.parametrize("top5", [81.25, NAN])
 def test_what_is_written_is_read(tmp_path, top5):
-    """Two epochs, of which the second is resumed and has no validation; with the noise of a published log."""
+    """Two epochs with the other output of a published log. The second epoch is resumed and has no validation."""
     meters = meter(0.5, 0.25), meter(0.25, 0.125), meter(16, 8)
     lines = []
     for epoch, steps in ((0, (0, 1)), (1, (0, 1, 1))):

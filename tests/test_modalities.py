@@ -1,4 +1,4 @@
-"""RGB, differences of frames and optical flow: which files make a segment, its channels, flips, the network's start."""
+"""RGB, differences of frames and optical flow: files of a segment, channels, flips, and the network's first weights."""
 
 import numpy as np
 import pytest
@@ -35,13 +35,13 @@ FORMS = {
 
 
 def pixels(kind, number):
-    """Noise that is another for each file: kind x or y (H, W), rgb (H, W, 3)."""
+    """Noise that differs for each file: kind x or y (H, W), rgb (H, W, 3)."""
     shape = (HEIGHT, WIDTH, 3) if kind == "rgb" else (HEIGHT, WIDTH)
     return np.random.default_rng((len(kind), ord(kind[0]), number)).integers(0, 256, shape, np.uint8)
 
 
 def draw(root, form, n=FRAMES):
-    """A video of n flow frames; returns its list and its image_tmpl."""
+    """Write a video of n flow frames; returns its list and its image_tmpl."""
     image_tmpl, folder, path = FORMS[form]
     (root / folder).mkdir(parents=True)
     for k in range(1, n + 1):
@@ -89,7 +89,7 @@ def test_numbers_of_frames_and_channels(name, length, frames, stored, channels):
 
 
 def test_sampling_of_longer_segments():
-    """Against TSM's formulas, written out; m is the number of consecutive frames."""
+    """Compare with TSM's formulas. m is the number of consecutive frames."""
     for n, t, m in np.ndindex(41, 12, 8):
         n, t, m = n + 1, t + 1, m + 1
         tick = (n - m + 1) / t
@@ -135,12 +135,12 @@ def test_which_frames_make_a_segment(tmp_path, modality, numbers):
 
 
 def views(image):
-    """The five corner and centre crops of 30 px that a frame of 40 x 30 px has."""
+    """The corner and centre crops of 30 px of a frame of 40 x 30 px."""
     return [image[:, x : x + 30] for x in (0, 8, 0, 8, 4)]
 
 
 def test_ten_crops_of_flow(tmp_path):
-    """Channels are x and y of one frame, then of the next; a mirror image has x inverted and y not."""
+    """Channels are x and y of one frame, then of the next. In a mirror image, x is inverted but y is not."""
     data = eval_set(tmp_path, *draw(tmp_path, "pairs"), Modality("Flow", 2), num_crops=10, num_clips=2)
     clips, label, _ = data[0]
     assert clips.shape == (20, 2, 4, 30, 30) and clips.dtype == torch.uint8 and label == 1
@@ -155,7 +155,7 @@ def test_ten_crops_of_flow(tmp_path):
 
 
 def test_ten_crops_of_differences(tmp_path):
-    """No colour is inverted; the channels of the frames follow one another."""
+    """No colour is inverted. The channels of the frames follow one another."""
     data = eval_set(tmp_path, *draw_rgb(tmp_path), Modality("RGBDiff", 2), num_crops=10)
     clips = data[0][0]
     assert clips.shape == (10, 2, 9, 30, 30)
@@ -182,7 +182,7 @@ def test_flow_flips_under_the_policies(policy, label, flipped):
 
 
 def test_whether_images_are_flow_is_said_and_not_guessed():
-    """Grey images that are no flow keep their values in a mirror; colour images that are flow would not."""
+    """A mirror keeps the values of grey images that are not flow. It would change colour images that are flow."""
     for kind in ("x", "rgb"):
         image = Image.fromarray(pixels(kind, 1))
         seen = [np.asarray(transforms.mirror([image], flow)[0]) for flow in (False, True)]
@@ -215,7 +215,7 @@ def test_training_crops_of_flow_leave_out_the_smallest(tmp_path):
 
 @pytest.mark.parametrize(("modality", "duration", "scales"), [(RGB, 4, 4), (Modality("RGBDiff", 2), 3, 3)])
 def test_training_clips_draw_by_draw(tmp_path, modality, duration, scales):
-    """RGB's draws are those it had before there were modalities, in their order."""
+    """For RGB, the random numbers and their order are the same as before modalities existed."""
     data = train_set(tmp_path, *draw_rgb(tmp_path), modality)
     for epoch in range(20):
         rng = np.random.default_rng((3, epoch, 0))
@@ -337,7 +337,7 @@ def test_what_does_not_suit_the_modality(tmp_path):
 
 
 def break_flow(root, how):
-    """A flow video that cannot be read; returns its list and its image_tmpl."""
+    """Write a flow video that cannot be read; returns its list and its image_tmpl."""
     form = "packed" if how == "grey" else "numbered as listed" if how == "name" else "pairs"
     videos, image_tmpl = draw(root, form)
     if how == "frame":

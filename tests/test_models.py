@@ -1,4 +1,4 @@
-"""The networks: shapes, initialisation, where the operators stand, what is drawn per frame and per video."""
+"""The networks: shapes, initialisation, places of the operators, and random draws per frame or per video."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def test_shapes(name, t, size):
 def test_videos_do_not_mix(name):
     model, x = build_model(name, 5, 8).eval(), clips(3, 8)
     with torch.no_grad():
-        for block in model.base_model.modules():  # RSANet's branches start at zero
+        for block in model.base_model.modules():  # the branches of RSANet start at zero
             if isinstance(block, nn.BatchNorm2d):
                 nn.init.ones_(block.weight)
         torch.testing.assert_close(model(x), torch.cat([model(clip[None]) for clip in x]), rtol=1e-4, atol=1e-5)
@@ -119,7 +119,7 @@ def test_stochastic_depth_is_drawn_for_each_video_and_grows_linearly():
     y = drop(torch.ones(100 * 4, 2, 1, 1)).view(100, 4, 2)
     assert (y == y[:, :1, :1]).all()  # all frames of a video share one draw
     values = set(y[:, 0, 0].tolist())
-    assert values == {0.0, 1.25}  # the survivors of 0.8 are scaled up
+    assert values == {0.0, 1.25}  # the kept branches (probability 0.8) are scaled up
     assert torch.equal(drop.eval()(torch.ones(8, 1, 1, 1)), torch.ones(8, 1, 1, 1))
 
 
@@ -134,12 +134,15 @@ def test_partial_bn_trains_the_first_only():
 
 @pytest.mark.parametrize(("stages", "frozen"), [(-1, 0), (0, 3), (1, 3 + 21), (2, 3 + 21 + 21), (4, 3 + 3 * 21)])
 def test_frozen_stages_are_frozen_once(stages, frozen):
-    """A convolution and its BN have 3 parameters: 1 pair in the stem, 4 and 3 in the two bottlenecks of each stage."""
+    """A convolution with its BN has 3 parameters.
+
+    The stem has one such pair; the two bottlenecks of a stage have 4 and 3.
+    """
     model = build_model("tsn_tiny", 5, 4, frozen_stages=stages)
     assert sum(not p.requires_grad for p in model.parameters()) == frozen
     assert [m.training for m in model.base_model.layer1] == [stages < 1] * 2
     model.requires_grad_(True)
-    model.eval().train()  # a user's choice to train them stays
+    model.eval().train()  # a user's choice to train them is kept
     assert all(p.requires_grad for p in model.parameters()) and model.base_model.conv1.training == (stages < 0)
 
 
@@ -210,5 +213,5 @@ def test_rsanet_refuses_what_its_network_cannot_take():
 def test_parameters_of_variants(name, options, millions):
     parameters = sum(p.numel() for p in build_model(name, 174, 8, **options).parameters())
     digits = len(str(millions).split(".")[1])
-    # A single dependency needs no query: the published count of such a variant holds one of 16 + 32 + ... channels.
+    # A single dependency needs no query. The published count of such a variant includes one of 16 + 32 + ... channels.
     assert round(parameters / 1e6, digits) == pytest.approx(millions, abs=1.01 * 10**-digits)

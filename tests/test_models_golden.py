@@ -1,4 +1,4 @@
-"""The three R50 networks against the released code: names, logits, four training steps, groups, schedule, cost."""
+"""Compares three R50 networks with the released code: names, logits, four training steps, groups, schedule, cost."""
 
 import math
 from pathlib import Path
@@ -69,9 +69,10 @@ def test_four_training_steps_rsanet():
 
 @pytest.mark.parametrize("name", ["sda_tsn_r50", "sda_tsm_r50"])
 def test_training_steps_sda(name):
-    # LST's BN sees two values a channel here, so its output is nearly a sign and the gradient nearly singular: the same
-    # code in float32 gives a fourth loss of 1.5 or 2.0 on two threads or one (sda_tsn), and 2.1 in float64. Rounding,
-    # not the recipe, decides from the second step on; what can be held is the first loss, and the second to a percent.
+    # LST's BN sees only two values per channel here, so its output is nearly a sign and the gradient is nearly
+    # singular. For sda_tsn, the same code in float32 gives a fourth loss of 1.5 on two threads and 2.0 on one, and 2.1
+    # in float64. From the second step on, rounding decides and not the recipe. Only the first loss can be tested
+    # exactly, and the second to one percent.
     losses, norms = four_steps(name, torch.float64)
     assert losses[0] < 1e-5 and losses[1] < 1e-2, losses
     assert norms[0] < 6e-2, norms
@@ -91,7 +92,7 @@ def test_parameter_groups(name):
 
 
 def test_biases_learn_twice_as_fast_and_do_not_decay():
-    """No released network has a convolution with a bias; one that a user adds follows TSN's rule."""
+    """No released network has a convolution with a bias. A bias that a user adds follows TSN's rule."""
     model = build_model("tsn_tiny", 5, 8)
     model.base_model.conv1 = torch.nn.Conv2d(3, 16, 3, bias=True)
     (group,) = [group for group in parameter_groups(model) if "base_model.conv1.bias" in group["param_names"]]

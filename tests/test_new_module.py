@@ -1,4 +1,4 @@
-"""A temporal module from outside: an operator, a family, a recipe and one registration change no file of the project.
+"""A user adds a temporal module with an operator, a family, a recipe and one registration. No project file changes.
 
 The files are in a temporary folder, as they would be in a user's own project.
 """
@@ -74,7 +74,7 @@ register(FAMILY)
 
 @pytest.fixture(scope="module")
 def outside(tmp_path_factory):
-    """The user's folder, its family registered; the data and runs of the tests below lie beside it."""
+    """The user's folder, with its family registered. The data and runs of the tests below are next to it."""
     folder = tmp_path_factory.mktemp("outside")
     (folder / "gate_op.py").write_text(OPERATOR)
     (folder / "gate_family.py").write_text(FAMILY)

@@ -1,4 +1,4 @@
-"""Sources of frames: one that a user adds from outside, video files, and the same scores from each."""
+"""Sources of frames: a user's own source, folders and video files give the same scores."""
 
 import importlib.util
 import sys
@@ -25,7 +25,7 @@ from data import sources as table
 from data.toy import draw_video
 
 BEST = "resnet_rgb_model_best.pth.tar"
-# A file of a user, in no folder of the project.
+# A user's file, which is outside the project.
 ADDED = """
 import numpy as np
 from PIL import Image
@@ -60,7 +60,7 @@ register_source("stacks", lambda config: Stacks(config.root))
 
 @pytest.fixture
 def registered(tmp_path, monkeypatch):
-    """The user's source is registered, for one test."""
+    """Register the user's source for one test."""
     monkeypatch.setattr(table, "_KINDS", dict(table._KINDS))
     (tmp_path / "stacks.py").write_text(ADDED)
     spec = importlib.util.spec_from_file_location("stacks", tmp_path / "stacks.py")
@@ -70,7 +70,7 @@ def registered(tmp_path, monkeypatch):
 
 
 def drawn(folder: Path) -> dict[str, np.ndarray]:
-    """Videos of two classes by their paths, (T, H, W, 3), and the lists of them."""
+    """Videos (T, H, W, 3) of two classes by their paths, and their lists."""
     videos = {}
     for split in ("train", "val"):
         lines = []
@@ -83,7 +83,7 @@ def drawn(folder: Path) -> dict[str, np.ndarray]:
 
 
 def dataset(folder: Path, name: str, **settings: object) -> str:
-    """A dataset's YAML of these lists; its root is the folder of the same name."""
+    """The YAML file of a dataset with these lists. Its root is the folder of the same name."""
     values = {"name": "own", "num_classes": 2, "root": name, "train_list": "train.txt", "val_list": "val.txt"}
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(values | {"categories": NAMES} | settings))
     return f"{name}.yaml"
@@ -109,7 +109,7 @@ def train_and_test(folder: Path, file: str, **flags: object) -> tuple[dict, np.n
 
 
 def check_equal(ours: tuple[dict, np.ndarray], expected: tuple[dict, np.ndarray]) -> None:
-    """The same frames make the same weights and scores, to the last bit."""
+    """The same frames give bit-equal weights and scores."""
     assert ours[0].keys() == expected[0].keys() and all(torch.equal(ours[0][key], expected[0][key]) for key in ours[0])
     np.testing.assert_array_equal(ours[1], expected[1])
     assert len(np.unique(ours[1])) > 8
@@ -139,7 +139,7 @@ def test_a_sources_mistake_is_no_bad_video(tmp_path, registered, monkeypatch):
     drawn(tmp_path)
     config = load_dataset_config(str(tmp_path / dataset(tmp_path, "stacks", source="stacks")))
     data = EvalDataset(read_list(config.val_list, 2), config.open_source(), 4, None, 40, 40, "spread")
-    assert isinstance(data[0], DataError)  # there is no file
+    assert isinstance(data[0], DataError)  # the file does not exist
     for frames, error in ((np.zeros((9, 48, 48), np.uint8), "mode L"), (np.zeros((0, 48, 48, 3), np.uint8), "index")):
         monkeypatch.setattr(registered.Stacks, "open", lambda self, video, frames=frames: frames)
         with pytest.raises((TypeError, IndexError), match=error):
@@ -167,7 +167,7 @@ def test_kinds_of_source(tmp_path, registered):
 
 
 def save_as_films(folder: Path, videos: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """An mp4 file for each video; returns their decoded frames, which lossy coding has changed."""
+    """Write an mp4 file for each video; returns the decoded frames, which lossy coding has changed."""
     av, decoded = pytest.importorskip("av"), {}
     for path, frames in videos.items():
         file = folder / path

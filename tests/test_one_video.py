@@ -1,4 +1,4 @@
-"""A video in no list: a file as a player shows it, a folder in natural order."""
+"""A video that is in no list: a file is read as a player shows it, a folder in natural order."""
 
 import io
 from fractions import Fraction
@@ -13,12 +13,12 @@ from data.sampling import FrameOrder
 
 av = pytest.importorskip("av")
 
-# Blocks of colour that no turn or mirror maps to themselves, others in each frame: (T, H, W, 3).
+# Blocks of colour that differ in each frame, (T, H, W, 3). No turn or mirror maps them to themselves.
 CLIP = np.random.default_rng(0).integers(20, 236, (6, 6, 4, 3), np.uint8).repeat(16, 1).repeat(16, 2)
 
 
 def encode(file: Path, clip: np.ndarray, aspect: Fraction | None = None, matrix: tuple | None = None) -> Path:
-    """A video file of these frames; ``matrix``: a, b, c, d of the display matrix that an mp4 file notes."""
+    """Write a video file of these frames. ``matrix`` is a, b, c, d of the display matrix in an mp4 file."""
     with av.open(str(file), "w") as container:
         stream = container.add_stream("mpeg4", rate=12)
         stream.height, stream.width = clip.shape[1:3]
@@ -28,7 +28,7 @@ def encode(file: Path, clip: np.ndarray, aspect: Fraction | None = None, matrix:
         for image in clip:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
         container.mux(stream.encode())
-    if matrix is not None:  # PyAV 12 cannot write one: it stands 40 bytes behind the name of the track's header
+    if matrix is not None:  # PyAV 12 cannot write one; its place is 40 bytes after the name of the track's header
         content, (a, b, c, d) = bytearray(file.read_bytes()), matrix
         numbers = [a * 2**16, b * 2**16, 0, c * 2**16, d * 2**16, 0, 0, 0, 2**30]
         at = content.index(b"tkhd") + 44
@@ -45,7 +45,7 @@ def shown(file: Path) -> np.ndarray:
 
 
 def error_of(video: Video, source: one_video.OneVideo, frame: int) -> str:
-    """What a dataset of the video says when this frame is read."""
+    """The error of a dataset of the video when this frame is read."""
     order = FrameOrder("repeat", frame)
     error = EvalDataset([video], source, video.num_frames, None, 30, 30, "spread", order=order)[0]
     assert isinstance(error, DataError) and "\n" not in str(error)
@@ -53,11 +53,12 @@ def error_of(video: Video, source: one_video.OneVideo, frame: int) -> str:
 
 
 def noise(frames: np.ndarray, expected: np.ndarray) -> float:
-    """The mean difference of values; 0 to 255, infinite for other shapes."""
+    """The mean difference of values, from 0 to 255; infinite if shapes differ."""
     return float(np.abs(frames.astype(float) - expected).mean()) if frames.shape == expected.shape else np.inf
 
 
-# The matrix (a, b, c, d) shows the stored pixel (x, y) at (ax + cy, bx + dy), y pointing down: written out with numpy.
+# The matrix (a, b, c, d) shows the stored pixel (x, y) at (ax + cy, bx + dy), and y points down. Expected values use
+# numpy.
 DISPLAY = {
     "upright": ((1, 0, 0, 1), lambda stored: stored),
     "no matrix": ((0, 0, 0, 0), lambda stored: stored),
@@ -69,7 +70,7 @@ DISPLAY = {
     "rows as columns": ((0, 1, 1, 0), lambda stored: stored.swapaxes(1, 2)),
     "rows as columns, backwards": ((0, -1, -1, 0), lambda stored: stored[:, ::-1, ::-1].swapaxes(1, 2)),
 }
-INVERSE = {"90 degrees": "270 degrees", "270 degrees": "90 degrees"}  # the others are their own
+INVERSE = {"90 degrees": "270 degrees", "270 degrees": "90 degrees"}  # all others are their own inverse
 
 
 @pytest.mark.parametrize("display", DISPLAY)
@@ -79,11 +80,11 @@ def test_a_turned_file_gives_the_frames_of_the_upright_one(tmp_path, display):
     upright = shown(encode(tmp_path / "upright.mp4", CLIP))
     turned = encode(tmp_path / "turned.mp4", unturn(CLIP), matrix=matrix)
     assert noise(shown(turned), upright) < 6
-    assert noise(upright, CLIP) < 6  # what the codec loses; other frames differ by 50 and more
+    assert noise(upright, CLIP) < 6  # the loss of the codec; other frames differ by 50 or more
     plain = display in ("upright", "no matrix")
     with av.open(str(turned)) as container:
         stored = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-    assert noise(stored, upright) < 6 if plain else noise(stored, upright) > 50  # what a reader of no matrix sees
+    assert noise(stored, upright) < 6 if plain else noise(stored, upright) > 50  # what a reader without the matrix sees
     notes = open_one_video(turned)[2]
     assert notes == [] if plain else "turned by its display matrix" in notes[0] and len(notes) == 1
 
@@ -124,7 +125,7 @@ def test_pixels_of_an_absurd_shape_are_refused(tmp_path):
 
 
 def test_a_file_whose_frame_size_changes_is_refused_by_frame(tmp_path):
-    file = tmp_path / "clip.mjpeg"  # JPEG files one behind the other
+    file = tmp_path / "clip.mjpeg"  # JPEG files one after the other
     for size in [(64, 48)] * 4 + [(48, 64)] * 2:
         content = io.BytesIO()
         Image.new("RGB", size, "red").save(content, "JPEG")
@@ -168,7 +169,7 @@ def test_a_title_that_is_not_utf8_does_not_matter(tmp_path):
 
 
 def grey_folder(folder: Path, names: list[str], size: tuple[int, int] = (40, 30)) -> Path:
-    """Images in the names' order, the k-th of them of grey level 10 k."""
+    """Write images in the order of the names. The k-th image has the grey level 10 k."""
     folder.mkdir(exist_ok=True)
     for k, name in enumerate(names):
         Image.new("RGB", size, (10 * k,) * 3).save(folder / name, "PNG")
@@ -231,7 +232,7 @@ def test_a_folders_frames_have_one_size(tmp_path):
     folder = grey_folder(tmp_path / "clip", [f"{k}.png" for k in range(1, 7)])
     Image.new("RGB", (60, 30)).save(folder / "4.png")
     video, source, _ = open_one_video(folder)
-    for numbers in ([3, 4, 5], [4]):  # the fourth frame alone is not of the size that was announced either
+    for numbers in ([3, 4, 5], [4]):  # the fourth frame has another size than announced
         with pytest.raises(DataError, match=r"^4.png is 60x30 px, 1.png is 40x30 px \(width x height"):
             source.frames(video, numbers)
     assert error_of(video, source, 4).startswith(f"{folder}: 4.png is 60x30 px, 1.png is 40x30 px (width x height)")
@@ -239,7 +240,7 @@ def test_a_folders_frames_have_one_size(tmp_path):
 
 
 def test_a_folders_images_are_read_as_a_datasets_are(tmp_path):
-    """One function opens both: tests/test_pixels.py has the rest."""
+    """The same function opens both. tests/test_pixels.py tests it."""
     stored, exif = Image.fromarray(CLIP[0]), Image.Exif()
     exif[274] = 6
     folder = grey_folder(tmp_path / "clip", [])
@@ -257,7 +258,7 @@ def test_a_folders_images_are_read_as_a_datasets_are(tmp_path):
 def test_the_size_costs_no_more_decoding(tmp_path, monkeypatch):
     """A file is decoded once to count its frames, without a conversion of pixels, and once to read some of them.
 
-    Of a folder, one image is opened to know the size.
+    One image of a folder is opened to know the size.
     """
     opened, converted = [], []
     to_image = video_file._show

@@ -1,4 +1,4 @@
-"""The operators against their definitions, on odd sizes and in every variant, and their error messages."""
+"""Compares the operators with their definitions, on odd sizes and in every variant. Tests their error messages."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ odd = st.sampled_from([1, 3, 5])
 
 
 def rsa_by_definition(rsa: RSA, x: torch.Tensor) -> torch.Tensor:
-    """The paper's Fig. 2 for each position, with the full H = H1 H2^T and P = H2 P1^T and an explicit context."""
+    """The paper's Fig. 2 for each position, with full H = H1 H2^T and P = H2 P1^T and an explicit context."""
     n, _, t, h, w = x.shape
     heads, key, value = rsa.num_heads, rsa.key_dim, rsa.value_dim
     projected = rsa.projection(x)
@@ -118,7 +118,7 @@ def test_sda_gates_each_clip_alone(shape, dependencies, aggregation, squeeze):
 
 
 def test_sda_squeezes_side_by_side():
-    """avg+max: LT and LS see all averages, then all maxima; S122 sees them alternating; LST adds two passes."""
+    """With avg+max, LT and LS see all averages, then all maxima. S122 sees them alternating. LST adds two passes."""
     x = torch.rand(2, 3, 4, 6, 6)
     eye = torch.eye(3)
     lt = DEPENDENCIES["LT"](3, "avg+max").eval()
@@ -166,7 +166,7 @@ def test_temporal_shift():
 
 
 def test_temporal_shift_compiled_and_its_gradient():
-    """A compiler sees plain operations. Gradients of any order are shifts, too."""
+    """A compiler sees plain operations. Gradients of any order are also shifts."""
     shift, x = TemporalShift(3, fold_div=4), torch.randn(6, 9, 2, 3, dtype=torch.float64, requires_grad=True)
     compiled = torch.compile(shift, fullgraph=True, backend="eager")
     weight = torch.randn_like(shift(x))
@@ -181,7 +181,7 @@ def test_temporal_shift_compiled_and_its_gradient():
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_sda_keeps_the_layout(memory_format):
-    """Also inside, because kernels whose inputs have two layouts are several times slower."""
+    """The layout is also kept inside, because kernels with inputs of two layouts are several times slower."""
     x = torch.randn(6, 64, 6, 4)
     sda, seen = SDA(64, 3), []
     expected = sda(x)

@@ -1,4 +1,4 @@
-"""The operators against the released code: outputs and every gradient."""
+"""Compares the operators with the released code: outputs and all gradients."""
 
 import pytest
 from golden_values import fill_by_formula, formula_tensor, relative_error, table

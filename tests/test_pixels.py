@@ -1,4 +1,4 @@
-"""Images of all formats are read as a viewer shows them, or refused by name; none becomes constant, turned or black."""
+"""Images of all formats are read as viewers show them, or refused by name. None becomes constant, turned or black."""
 
 import io
 import struct
@@ -18,7 +18,7 @@ FLOW = Modality("Flow", 1)
 
 
 def video(folder, images: dict[str, object]) -> Video:
-    """A video of these files: an image is saved, bytes are written."""
+    """Write a video of these files. Images are saved, bytes are written as they are."""
     for name, image in images.items():
         if isinstance(image, bytes):
             (folder / name).write_bytes(image)
@@ -64,7 +64,7 @@ DEEP = {
 
 @pytest.mark.parametrize("make", DEEP)
 def test_images_of_more_than_8_bits_are_refused_by_name(tmp_path, make):
-    """Pillow cuts them off at 255 (or below 1), so they became constant."""
+    """Pillow clips such values at 255 (or rounds values below 1 to 0), so images would become constant."""
     content, bits = DEEP[make]
     for modality, image_tmpl, name in (
         (RGB, "{}.png", "1.png"),
@@ -96,7 +96,7 @@ def test_images_of_8_bits_and_fewer_keep_their_values(tmp_path):
     np.testing.assert_array_equal(result, np.asarray(Image.open(io.BytesIO(jpeg))))
 
 
-# EXIF's orientation says where the stored first row and first column belong; written out with numpy.
+# EXIF's orientation says where the stored first row and first column belong. Expected values use numpy.
 UPRIGHT = {
     None: lambda stored: stored,
     1: lambda stored: stored,
@@ -155,7 +155,7 @@ def train_set(folder, made: Video) -> TrainDataset:
 
 
 def items(folder, made: Video) -> list:
-    """The video as testing and as training see it, all its frames."""
+    """The video as testing sees it and as training sees it, with all frames."""
     settings = {"resize": None, "crop_size": 30, "input_size": 24, "short_videos": "spread"}
     test_set = EvalDataset([made], FrameFolder(folder, "{}.png"), made.num_frames, **settings)
     return [test_set[0], train_set(folder, made)[0, 0]]
@@ -163,7 +163,7 @@ def items(folder, made: Video) -> list:
 
 @pytest.mark.parametrize("size", [(60, 30), (20, 20), (30, 40)])
 def test_a_frame_of_another_size_than_the_others_is_refused_by_name(tmp_path, size):
-    """One crop for all would reach past the smaller ones, which trains on black."""
+    """A crop that fits the larger frames would reach past the smaller ones, and the network would train on black."""
     frames = {f"{k}.png": Image.new("RGB", size if k == 1 else (40, 30), "white") for k in range(1, 5)}
     for error in items(tmp_path, video(tmp_path, frames)):
         assert isinstance(error, DataError), "the frame was taken"
@@ -179,7 +179,7 @@ def test_x_and_y_of_flow_have_one_size(tmp_path):
 
 @pytest.mark.parametrize("size", [(1000, 1), (1, 1000), (7, 7), (7, 40), (8, 8 * 256 + 1)])
 def test_frames_too_small_or_too_narrow_for_crops_are_refused_by_name(tmp_path, size):
-    """1000 x 1 px trained as black, and would be 256,000 x 256 px after a resize."""
+    """A frame of 1000 x 1 px would be black in training crops, and 256,000 x 256 px after a resize."""
     for error in items(tmp_path, video(tmp_path, {"1.png": Image.new("RGB", size, "white")})):
         assert isinstance(error, DataError), "the frame was taken"
         assert str(error).startswith(f"list.txt:7: {tmp_path}/1.png is {size[0]}x{size[1]} px (width x height); ")

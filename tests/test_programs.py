@@ -25,7 +25,7 @@ VAL_LINE = re.compile(
     r"Prec@1 \d+\.\d{3} \(\d+\.\d{3}\)\tPrec@5 nan \(nan\)"
 )
 RESULT_LINE = re.compile(r"Validation Results: (Prec@1 \d+\.\d{3} Prec@5 nan Loss \d+\.\d{5}) Time \S+ Speed \S+ V/s")
-CHANCE = {"dropout": 0.5, "stochastic_depth": 0.5}  # what a resumed run must draw again
+CHANCE = {"dropout": 0.5, "stochastic_depth": 0.5}  # a resumed run must draw the same values
 BEST = "resnet_rgb_model_best.pth.tar"
 
 
@@ -126,7 +126,7 @@ def test_a_resumed_run_does_what_its_flags_say_and_says_so(trained):
 
 
 def test_a_run_that_never_hits_still_leaves_a_best_checkpoint(tmp_path):
-    """The validation videos have a label that no training video has, so that Prec@1 is 0."""
+    """The validation videos have a label that no training video has. Therefore Prec@1 is 0."""
     dataset = make_dataset(tmp_path)
     lines = (tmp_path / "train.txt").read_text().splitlines()
     (tmp_path / "train.txt").write_text("\n".join(line for line in lines if line.endswith("0")))
@@ -176,7 +176,7 @@ def test_views_scores_and_ensembles(trained):
 
 
 def check_views(folder, dataset, weights, scores):
-    """The scores of 3x2 views are the mean of six logits, which the model gives for one view at a time."""
+    """The scores of 3x2 views are the mean of six logits. The model computes each of them from a single view."""
     config = load_dataset_config(str(dataset))
     videos = read_list(config.val_list, 2)
     views = {"resize": 64, "crop_size": 56, "input_size": 48, "short_videos": "spread", "num_crops": 3, "num_clips": 2}
@@ -191,7 +191,7 @@ def check_views(folder, dataset, weights, scores):
 
 
 def test_scores_are_the_model_on_these_frames(trained):
-    """One view computed by hand: frames, normalisation, model; without data/ and engine/."""
+    """One view is computed by hand (frames, normalisation, model), without data/ and engine/."""
     folder, dataset, _ = trained
     weights = folder / "net_runs" / "first" / BEST
     flags = ["--weights", weights, "--device", "cpu", "--scores", "s.npz"]
@@ -211,7 +211,7 @@ def test_scores_are_the_model_on_these_frames(trained):
 
 
 def test_processes_share_validation_and_test_exactly(trained):
-    """Seven videos on three processes: each video is scored once, and scores and accuracy are the same."""
+    """With seven videos on three processes, each video is scored once, and scores and accuracy are the same."""
     folder, dataset, _ = trained
     lines = (folder / "val.txt").read_text().splitlines()[:7]
     (folder / "seven.txt").write_text("\n".join(lines))
@@ -258,7 +258,7 @@ def test_dataset_errors_are_one_line(trained, tmp_path, program, change, message
         lines[2] = "only-a-path"
     elif change == "folder":
         lines[2] = "train/gone 24 0"
-    else:  # a video of one frame, so that every sampling rule reads it
+    else:  # a video of one frame, which every sampling rule reads
         lines[2] = "train/video 2 1 0"
         (tmp_path / "frames/train/video 2/00001.jpg").write_bytes(b"\xff\xd8 no jpeg")
     (tmp_path / "train.txt").write_text("\n".join(lines))

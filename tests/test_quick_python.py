@@ -1,4 +1,4 @@
-"""The stand-in for ``python`` does what ``python`` does."""
+"""The stand-in for ``python`` behaves like ``python``."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Every command that README publishes runs on toy data. A new command needs a toy form here."""
+"""Every command in README runs on toy data. If you add a command there, add its toy form here."""
 
 import os
 import re
@@ -112,7 +112,7 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-# quickstart.sh has a test of its own below, and run_tests.sh runs this test.
+# quickstart.sh has its own test below, and run_tests.sh runs this test.
 ELSEWHERE = ("./scripts/quickstart.sh", "./scripts/run_tests.sh")
 PUBLISHED = [command for command in commands() if command not in ELSEWHERE]
 
@@ -174,7 +174,7 @@ def outcome(workplace):
 
 @pytest.mark.parametrize("command", PUBLISHED, ids=PUBLISHED)
 def test_published_command(outcome, command):
-    """The commands whose files this one needs run first, also if the test runs alone."""
+    """Commands whose files this command needs run first, even if only this test runs."""
     for earlier in needed_by(command):
         assert outcome(earlier).returncode == 0, (
             f"{command}\nneeds what an earlier command makes, which failed: {earlier}"
@@ -195,7 +195,7 @@ def test_toy_table_is_what_the_logs_say():
 
 
 def test_published_python(workplace):
-    """Each block runs in a process of its own, which imports the packages of the checkout."""
+    """Each block runs in its own process, which imports the packages of the checkout."""
     for code in blocks("python"):
         result = subprocess.run(
             [quick_python.executable(), "-c", code], cwd=workplace, text=True, capture_output=True, timeout=120
@@ -204,7 +204,7 @@ def test_published_python(workplace):
 
 
 def test_quickstart(workplace):
-    """Without set-up, on four videos, with short recipes: it trains, tests and prints; a second call only prints."""
+    """Without set-up, on four videos and with short recipes, it trains, tests and prints. A second call only prints."""
     for model in ("rsanet_tiny", "tsn_tiny"):
         recipe = workplace / "models" / "recipes" / f"{model}.yaml"
         content = yaml.safe_load(recipe.read_text())

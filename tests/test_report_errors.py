@@ -141,7 +141,7 @@ def test_what_cannot_be_written(tmp_path):
 
 
 def test_as_typed(tmp_path):
-    """In a process of its own: both streams, exit status, no traceback."""
+    """The program runs in its own process: both streams, exit status, no traceback."""
     words = [sys.executable, "-m", "scripts.report", str(tmp_path / "a.npz")]
     result = subprocess.run(words, cwd=ROOT, text=True, capture_output=True, timeout=100)
     assert (result.returncode, result.stdout) == (1, "") and result.stderr.count("\n") == 1

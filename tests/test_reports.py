@@ -1,4 +1,4 @@
-"""Reports from score files: the numbers against plain loops or tables made by hand; the files; the pictures."""
+"""Reports from score files: numbers (compared with plain loops or tables made by hand), files and pictures."""
 
 import math
 import sys
@@ -68,7 +68,7 @@ def test_class_never_mistaken_names_no_other_class():
 
 
 def test_confusion_and_pairs(tmp_path):
-    """Five videos of 0 as 2 and three of 2 as 0 are more than seven of 1 as 3."""
+    """Classes 0 and 2 are confused five plus three times, which is more often than 1 and 3 (seven times)."""
     taken = [(0, 2)] * 5 + [(2, 0)] * 3 + [(1, 3)] * 7 + [(3, 4)] + [(4, 3)] + [(0, 1)] * 2 + [(5, 5)] * 20
     labels = np.array([truth for truth, _ in taken])
     predictions = np.array([prediction for _, prediction in taken])
@@ -137,7 +137,7 @@ def test_mcnemar():
     for a, b in ((3, 9), (40, 61), (600, 700)):
         tail = sum(math.comb(a + b, i) for i in range(a + 1))
         assert statistics.mcnemar(a, b) == float(Fraction(2 * tail, 2 ** (a + b)))
-    # By the normal curve with continuity correction.
+    # The expected value uses the normal approximation with continuity correction.
     assert statistics.mcnemar(3000, 3200) == pytest.approx(0.0115, rel=0.01)
     assert statistics.mcnemar(0, 2000) == 0
 
@@ -165,7 +165,7 @@ def test_comparison(tmp_path):
         shown = [label for x in (labels[i], a[i], b[i]) for label in (str(x), NAMES[x])]
         assert list(row.values()) == [f"v {i}", *shown, words[i]]
     assert len(changed) == 14
-    assert rows(tmp_path / "folder" / "a" / "classes.csv")[1]["name"] == NAMES[1]  # b's names serve both
+    assert rows(tmp_path / "folder" / "a" / "classes.csv")[1]["name"] == NAMES[1]  # the names of b are used for both
     assert (tmp_path / "folder" / "b" / "confusion.png").is_file()
 
 
@@ -215,7 +215,7 @@ def test_actions(tmp_path, verbs, nouns, average):
 
 
 def test_actions_of_many_segments_stay_small(tmp_path):
-    """At EPIC-KITCHENS' sizes, 2,000 x 125 x 352 numbers would be 700 MB."""
+    """All 2,000 x 125 x 352 numbers of EPIC-KITCHENS' size would need 700 MB."""
     files = [loaded(random_arrays(2000, k), tmp_path) for k in (125, 352)]
     tracemalloc.start()
     statistics.action_accuracy(*files)
@@ -263,7 +263,7 @@ def test_class_names(tmp_path):
 
 
 def test_pictures_show_every_class(tmp_path):
-    """One of 174 classes has no videos, the others are all right: 173 dark cells of whole pixels and one grey row."""
+    """One of 174 classes has no videos, all others are right. The picture has 173 dark cells and one grey row."""
     confusion = 5 * np.eye(174, dtype=np.int64)
     confusion[100, 100] = 0
     draw_confusion(confusion, [f"class {i}" for i in range(174)], "all right", tmp_path / "confusion.png")
@@ -317,7 +317,7 @@ def test_files_are_read_as_they_are(tmp_path):
 
 
 def test_what_is_written_is_read(tmp_path):
-    """With every array, and with the required ones only. The same scores make the same bytes."""
+    """The file has all arrays, or only the required ones. Equal scores give equal bytes."""
     arrays = random_arrays(20, 7)
     few = Scores(arrays["scores"], arrays["labels"], arrays["paths"].tolist())
     members = np.stack([arrays["scores"], 2 * arrays["scores"]])

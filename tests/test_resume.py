@@ -1,4 +1,4 @@
-"""Accidents: kills, signals, full disks, and nodes that restart."""
+"""Runs survive accidents: kills, signals, full disks, and nodes that restart."""
 
 import os
 import re
@@ -150,7 +150,7 @@ def agents(
 ) -> list[subprocess.Popen]:
     """One torchrun agent for each node, each with one process. They connect through the loopback device.
 
-    Each writes to a file of its own, not to a pipe: nobody reads the second while waiting for the first.
+    Each agent writes to its own file. Pipes could block, because nobody reads the second while waiting for the first.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -183,7 +183,7 @@ def finish(folder, run: str, started: list[subprocess.Popen]) -> list[str]:
 
 
 def test_two_nodes_and_a_restart(tmp_path):
-    """Two agents share a run. When a process of one agent is killed, both restart theirs, and the run goes on."""
+    """Two agents share a run. If a process of one agent is killed, both agents restart, and the run continues."""
     make_dataset(tmp_path)
     calm = agents(tmp_path, "calm", nodes=2, epochs=3, python=quick_python.executable())
     outputs = finish(tmp_path, "calm", calm)

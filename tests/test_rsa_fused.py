@@ -1,4 +1,4 @@
-"""RSA's fused path against the plain one: errors, gradients, memory layouts, autocast, compilation and export."""
+"""Compares RSA's fused path with the plain path: errors, gradients, memory layouts, autocast, compilation, export."""
 
 import os
 import subprocess
@@ -25,9 +25,9 @@ FUSED = rsa_fused.relational_self_attention
 
 
 def perturbed(**settings) -> RSA:
-    """An operator whose I is not the identity, and whose projection is: its input is queries, keys and values.
+    """An operator whose I is not the identity. Its projection is the identity: the input is queries, keys and values.
 
-    Such a projection rounds nothing. Its rounding would determine the error if a vector's norm is small by chance.
+    Such a projection does not round. Rounding would determine the error if a vector's norm is small by chance.
     """
     width = RSA(1, **settings).projection.out_channels
     rsa = RSA(width, **settings)
@@ -58,7 +58,7 @@ def assert_as_exact_as_the_plain_path(
     be exact by luck on one. An error below one rounding of ``dtype`` counts as one rounding. No vector is near zero,
     because its rounding would determine both errors; ``test_vectors_near_zero`` has such vectors.
     """
-    rsa.to(device, dtype).double()  # all compute with numbers that the type can hold
+    rsa.to(device, dtype).double()  # all use numbers that the type can represent
     squares = []  # per tensor: of the expected values, the plain path's errors, the fused path's errors
     for _ in range(draws):
         x = torch.randn(shape)
@@ -83,7 +83,7 @@ def assert_as_exact_as_the_plain_path(
         assert fused[i] <= allowed, f"tensor {i}: {fused[i] / expected[i]} > {allowed / expected[i]}"
 
 
-# Examples (derandomize) and tensors (manual_seed) are the same in every run, so that a failure can be repeated.
+# Examples (derandomize) and tensors (manual_seed) are the same in every run. A failure can therefore be repeated.
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     shape=st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 9), st.integers(1, 9)),
@@ -121,7 +121,7 @@ ON = {"cpu": (torch.float32, torch.float16), "cuda": (torch.float32, torch.float
 @pytest.mark.parametrize(("channels", "size"), [(64, 12), (128, 7)])
 @pytest.mark.parametrize("form", FORMS)
 def test_error_of_the_network_s_operators(form, channels, size, device, dtype, monkeypatch):
-    """With the network's 8 heads and 5x7x7 kernel."""
+    """The operators have the network's 8 heads and 5x7x7 kernel."""
     monkeypatch.setattr(rsa_fused, "MAPS_PAY", FORMS[form])
     if device == "cuda":
         if not torch.cuda.is_available():
@@ -133,7 +133,7 @@ def test_error_of_the_network_s_operators(form, channels, size, device, dtype, m
 
 
 def test_vectors_near_zero():
-    """Vectors of zeros, and vectors whose squares are about as large as the epsilon of the norm."""
+    """Vectors are zero, or their squares are about as large as the epsilon of the norm."""
     rsa = perturbed(out_channels=8, num_heads=2, kernel_size=3)
     x = torch.randn(2, rsa.in_channels, 3, 4, 5)
     x[0, :, 0] = 0
@@ -236,7 +236,7 @@ def test_compile_export_autocast_and_checkpoint():
 
 @pytest.mark.parametrize("size", [2, 24])
 def test_gradients_have_the_memory_layout_that_the_compiler_is_told(size):
-    """Small maps and large ones take different forms, whose weights are laid out differently."""
+    """Small and large maps use different forms of the operator, which store weights in different layouts."""
     rsa = RSA(16, 16, 2, kernel_size=(3, 7, 7))
     _, *weights, heads = operands(rsa)
     projected = torch.randn(1, 2, size, size, rsa.projection.out_channels)
@@ -289,7 +289,7 @@ def test_what_cannot_be_used_is_told():
 
 
 def test_rsa_py_alone_is_the_operator(tmp_path):
-    """A reader may copy the file alone."""
+    """A user may copy only this file."""
     (tmp_path / "rsa.py").write_text(Path(ops.rsa.__file__).read_text())
     code = "import torch, rsa; print(rsa.RSA(8, 8)(torch.ones(1, 8, 1, 2, 2)).shape, rsa.rsa_backend_reason())"
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RSA_BACKEND")}

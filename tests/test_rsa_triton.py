@@ -1,4 +1,4 @@
-"""RSA's Triton kernels against float64, compiled on a GPU, or by Triton's interpreter in another process elsewhere.
+"""Compares RSA's Triton kernels with float64: compiled on a GPU, otherwise by Triton's interpreter in another process.
 
 The interpreter must be chosen before triton is imported. Without a GPU, a second pytest therefore runs this file with
 TRITON_INTERPRET=1.
@@ -21,7 +21,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 RUNS = why_not(DEVICE, torch.float32, "VplusR", "VplusR") is None
 needs_kernels = pytest.mark.skipif(not RUNS, reason="the kernels run in test_by_the_interpreter")
 
-# Errors below this many machine epsilons of the type do not count: a sum of few products is exact only by luck.
+# Errors below this many machine epsilons of the type do not count, because a sum of few products is exact only by luck.
 FLOOR = 1
 # name: (N, T, H, W), heads, key, value, latent, kernel
 CASES = {
@@ -35,7 +35,7 @@ CASES = {
 
 
 def plain(projected, H2, H1, P1, G, I, num_heads):  # noqa: E741
-    """The definition in plain torch, in the type of the arguments, with explicit neighbourhoods."""
+    """The definition in plain torch with explicit neighbourhoods, in the type of the arguments."""
     key, value, latent = P1.shape[1], I.shape[1], H2.shape[0]
     q, k, v = projected.split([num_heads * key, key, value], dim=-1)
     q, k, v = (x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt() for x in (q.unflatten(-1, (num_heads, key)), k, v))
@@ -81,8 +81,8 @@ def error(x, exact):
 
 
 def assert_accurate(found, tensors, heads):
-    """The error against float64 is at most twice (output) or three times (gradients) that of the plain path."""
-    same = [x.detach().to(found[0].dtype).requires_grad_() for x in tensors]  # as the kernels see them
+    """The error against float64 is at most 2 (output) or 3 (gradients) times the error of the plain path."""
+    same = [x.detach().to(found[0].dtype).requires_grad_() for x in tensors]  # as the kernels get them
     exact = results(plain, [x.detach().double().requires_grad_() for x in same], heads)
     usual = results(plain, same, heads)
     for name, x, e, u in zip(("y", "projected", "H2", "H1", "P1", "G", "I"), found, exact, usual, strict=True):
@@ -147,7 +147,7 @@ def test_any_strides():
 
 @needs_kernels
 def test_is_what_rsa_computes():
-    """The module computes the same from the same projection, so channels and heads have the same order."""
+    """The module computes the same from the same projection. Channels and heads therefore have the same order."""
     torch.manual_seed(0)
     rsa = RSA(6, 8, 2, kernel_size=3).to(DEVICE)
     x = torch.randn(2, 6, 2, 4, 3, device=DEVICE)

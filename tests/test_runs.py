@@ -77,7 +77,7 @@ def test_a_broken_validation_frame_is_found_before_the_first_epoch(tmp_path):
 def test_an_epoch_is_saved_before_its_validation(tmp_path):
     """If a frame breaks during training, the epoch is not lost: the resumed run starts with the validation."""
     make_dataset(tmp_path, per_class=8)
-    frames = tmp_path / "frames/val/video 2"  # not one of those that are checked before training
+    frames = tmp_path / "frames/val/video 2"  # this video is not checked before training
     kept = {file: file.read_bytes() for file in frames.iterdir()}
     for file in kept:
         file.write_bytes(b"no image")
@@ -116,7 +116,7 @@ def test_the_best_checkpoint_of_a_run_is_its_own(trained):
     content = torch.load(folder / "one.pth.tar", weights_only=True)
     torch.save(content | {"best_prec1": 100.0}, folder / "record.pth.tar")
     output = train(folder, "other", "--resume", "record.pth.tar", epochs=3)
-    assert "the best accuracy so far (100.000) is another run's or list's, and starts anew" in output
+    assert "the best accuracy so far (100.000) belongs to another run or list and is not kept" in output
     best = torch.load(folder / "net_runs/other" / BEST, weights_only=True)
     results = [row["val_top1"] for row in read_log(folder / "logs/other.log")]
     assert best["best_prec1"] == max(results) and best["epoch"] == 2 + results.index(max(results))
@@ -131,7 +131,7 @@ def test_another_validation_list_starts_the_record_anew(tmp_path):
     (tmp_path / "val.txt").write_text("\n".join(lines[:-1]))
     output = train(tmp_path, "run", "--resume", "auto", epochs=2)
     assert "changed since that checkpoint: validation videos: 8 videos, crc32 " in output
-    assert "the best accuracy so far (100.000) is another run's or list's, and starts anew" in output
+    assert "the best accuracy so far (100.000) belongs to another run or list and is not kept" in output
     assert torch.load(tmp_path / "net_runs/run" / BEST, weights_only=True)["epoch"] == 2
 
 
@@ -181,7 +181,7 @@ def test_places_given_at_the_start_are_kept(tmp_path):
 
 
 def test_a_variant_is_kept_and_another_one_wins(monkeypatch):
-    """Later ones of these override earlier ones: recipe file, kept values, variant, flags."""
+    """The order is recipe file, kept values, variant, flags. Later values override earlier ones."""
     kept = {"lr": 0.5, "dropout": 0.1}
     assert load_recipe("rsanet_r50", "something_v1", None, kept).lr == 0.5
     script = load_recipe("rsanet_r50", "something_v1", "script_v1", kept, lr=0.7)
@@ -217,7 +217,7 @@ def test_an_epoch_whose_steps_would_be_others_starts_again(tmp_path, change, sai
     result = run_inside(*resume, *words, cwd=tmp_path)
     assert result.returncode == 0, result.stdout
     assert f"changed since that checkpoint: {said}" in result.stdout
-    assert re.search(r"epoch 0 starts again, since .* changed: .* that were done are seen twice", result.stdout)
+    assert re.search(r"epoch 0 starts again, because .* changed: .* finished steps are seen twice", result.stdout)
     assert "Epoch: [0][0/" in result.stdout
 
 
@@ -273,7 +273,7 @@ def test_a_name_that_leads_elsewhere_is_refused(tmp_path, name):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_bad_training_videos_are_left_out_named_and_counted(tmp_path, processes):
-    """One broken video of 101 is left out; more than one in a hundred is an error."""
+    """One broken video of 101 is left out. More than 1 % broken videos are an error."""
     make_dataset(tmp_path)
     lines = (tmp_path / "train.txt").read_text().splitlines()
     absolute = [f"{tmp_path}/frames/{line}" for line in lines]

@@ -32,7 +32,7 @@ def trained(tmp_path_factory):
 
 
 def score(trained, *flags: object, weights: str = f"net_runs/tsm_tiny/{BEST}", processes: int = 1) -> tuple[str, dict]:
-    """Output and score file of a test."""
+    """Run a test; returns its output and its score file."""
     folder, dataset = trained
     command = ["test_models.py", dataset, "--weights", weights, "--device", "cpu", "--workers", 0, *flags]
     command += ["--scores", "tested.npz"]
@@ -178,7 +178,7 @@ def video_result(folder, *flags: object):
 
 
 def test_one_video_as_a_folder(trained):
-    """The probabilities are those of the test's scores, and the names those of the checkpoint."""
+    """The probabilities come from the test's scores, and the names from the checkpoint."""
     folder, _ = trained
     scores = torch.from_numpy(score(trained, "--views", "1x2")[1]["scores"])
     result = video_result(folder, "--video", folder / "frames" / "val" / "video 3", "--views", "1x2")

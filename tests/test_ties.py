@@ -1,4 +1,4 @@
-"""Equal scores: training, testing, score files and reports rank the lower label first, all of them."""
+"""Training, testing, score files and reports all rank the lower label first if scores are equal."""
 
 import re
 
@@ -21,7 +21,7 @@ from reports.statistics import class_results, compare, confusion_matrix
 NAMES = list(toy.MOTIONS)[:7]
 BIAS = [0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0]  # the scores of every video; labels 1, 2 and 4 share the first place
 RANKED = [1, 2, 4, 0, 3]
-VIDEOS = [4, 3, 1, 2, 1, 1, 1]  # of each class: any other order of equal scores has fewer hits
+VIDEOS = [4, 3, 1, 2, 1, 1, 1]  # number per class; any other order of equal scores has fewer hits
 HITS = {"top1": 3, "top5": 11}
 
 
@@ -41,7 +41,7 @@ def test_the_lower_label_comes_first(dtype, classes, values):
 
 
 def test_every_count_follows_the_rule():
-    """Of 300 videos with few distinct scores, by plain loops."""
+    """Plain loops over 300 videos with few distinct scores give the same counts."""
     rng = np.random.default_rng(1)
     scores, labels = rng.integers(0, 3, (300, 9)).astype(np.float32), rng.integers(0, 9, 300)
     ranked = [ranks(row) for row in scores]
@@ -61,7 +61,7 @@ def test_every_count_follows_the_rule():
 
 @pytest.fixture(scope="module")
 def tied(tmp_path_factory):
-    """A folder with a dataset of seven classes and a list of VIDEOS, and a network that gives each the scores BIAS."""
+    """A folder with a dataset of seven classes, a list of VIDEOS, and a network whose scores are always BIAS."""
     folder = tmp_path_factory.mktemp("tied")
     dataset = make_dataset(folder, per_class=4, names=NAMES)
     lines = (folder / "val.txt").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Training: what its switches change and what they must not change, and which errors it catches."""
+"""Training: what its options change, what they must not change, and which errors it catches."""
 
 import re
 import time
@@ -50,7 +50,7 @@ def one_step(model, precision=FP32, seed=0, clip_gradient=20.0, dtype=None):
 
 @pytest.mark.parametrize("name", TINY)
 def test_activation_checkpointing_changes_nothing(name):
-    """The second forward passes neither update the running statistics nor draw other branches to drop."""
+    """The second forward pass does not update the running statistics, and it drops the same branches as the first."""
     torch.manual_seed(0)
     model = build_model(name, 5, 4, stochastic_depth=0.5, dropout=0.5)
     for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
@@ -134,7 +134,7 @@ def tf32_switches():
 
 @pytest.mark.parametrize("name", ["fp32", "tf32", "bf16", "auto"])
 def test_only_apply_switches_the_process(monkeypatch, tf32_switches, name):
-    """For a GPU since Ampere (the test only pretends to have one). The precision of a CPU switches nothing."""
+    """This is for GPUs since Ampere (the test only pretends to have one). The precision of a CPU switches nothing."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     for before in (False, True):
         for switch in tf32_switches:
@@ -289,7 +289,7 @@ def test_compile_and_checkpointing_exclude_each_other(small, tmp_path):
 
 
 def test_compile_trains_the_same_network(small, tmp_path, monkeypatch):
-    """With a backend that only traces, because generating code takes minutes (benchmarks/training.py does it)."""
+    """The backend only traces, because generating code takes minutes (benchmarks/training.py does it)."""
     compiled = []
     trace = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self.arch) or trace(self, backend="eager"))
@@ -306,7 +306,7 @@ def test_compile_trains_the_same_network(small, tmp_path, monkeypatch):
 
 
 def test_steps_that_are_not_finite_are_left_out_if_asked(small, tmp_path, monkeypatch):
-    """The step changes nothing, not even the BN statistics; one more step than allowed stops the run."""
+    """The step changes nothing, not even the BN statistics. One more step than allowed stops the run."""
     poison(monkeypatch, small, {"train/video 3"}, {0, 1})
     flags = quick_flags(global_batch_size=3, skip_nonfinite=2)
     result = run_inside("main.py", small, "tsm_tiny", "--run", "skip", *flags, cwd=tmp_path)
@@ -359,7 +359,7 @@ def test_shared_memory_is_checked_beforehand(monkeypatch):
 
 def test_a_slow_loader_is_named(small, tmp_path, monkeypatch):
     flags = quick_flags(epochs=1)
-    with monkeypatch.context() as patch:  # slow steps, so that the loader is fast beside them on any machine
+    with monkeypatch.context() as patch:  # with slow steps, the loader is fast in comparison on any machine
         patch.setattr("engine.train.train_step", lambda *args: time.sleep(0.5) or train_step(*args))
         fast = run_inside("main.py", small, "tsn_tiny", "--run", "fast", *flags, cwd=tmp_path)
     assert fast.returncode == 0 and "the loader is the limit" not in fast.stdout
@@ -384,7 +384,7 @@ def test_a_worker_that_dies_is_one_line(small, tmp_path):
 
 
 def test_flow_has_multipliers_of_its_own_for_the_first_convolution():
-    """TSM's multiplier of its weight is 5, because its ImageNet weights are only an average over the channels."""
+    """TSM's multiplier for its weight is 5, because its ImageNet weights are only an average over the channels."""
     state = training_state(modality="Flow")
     (group,) = [g for g in state.optimizer.param_groups if "base_model.conv1.weight" in g["param_names"]]
     assert group["param_names"] == ["base_model.conv1.weight"] and (group["lr_mult"], group["decay_mult"]) == (5, 1)

@@ -1,4 +1,4 @@
-"""Views of a test: mirrored crops and how the result line names them, several files, and what is refused early."""
+"""Views of a test: mirrored crops, their names in the result line, several files, and early errors."""
 
 import re
 
@@ -81,7 +81,7 @@ def test_the_protocol_says_what_was_done_to_mirrored_scores(trained):
     torch.save({key: content[key] for key in ("state_dict", "arch")}, trained / "bare.pth")
     flags = ["--weights", "bare.pth", "--num_segments", 4, "--device", "cpu", "--workers", 0]
     result = run_inside("test_models.py", "nameless.yaml", *flags, *ten, cwd=trained)
-    assert "(mirrored scores kept), Top-1 " in result.stdout, result.stdout  # no names, no pairs
+    assert "(mirrored scores kept), Top-1 " in result.stdout, result.stdout  # without class names there are no pairs
 
 
 @pytest.mark.parametrize(

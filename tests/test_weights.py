@@ -1,4 +1,4 @@
-"""load_weights: every layout that users have, and what it refuses."""
+"""load_weights reads every layout that users have, and refuses other files."""
 
 import pickle
 import re
@@ -43,7 +43,7 @@ def test_tsm_layout():
 
 
 def test_rsa_and_sda_layouts():
-    """The names are tested in test_models_golden; here what stands beside them."""
+    """test_models_golden tests the names. This test is about the other entries of the files."""
     rsa = released_state("rsanet_r50")
     assert released_model({"state_dict": rsa}) == "rsanet_r50"
     without_dropout = {k.replace("new_fc", "base_model.fc1"): v for k, v in rsa.items()}
@@ -65,7 +65,7 @@ def test_imagenet(tmp_path, monkeypatch):
     model = build_model("rsanet_r50", 174, 8, pretrained=str(file))
     for stage, index, block in model.blocks():
         start = list(fresh.blocks())[[(s, i) for s, i, _ in fresh.blocks()].index((stage, index))][2]
-        if isinstance(block.conv2, RSA):  # the whole bottleneck keeps its initialisation, zero gamma included
+        if isinstance(block.conv2, RSA):  # the whole bottleneck keeps its initialisation, also the zero gamma
             assert same(block, start) and not block.bn3.weight.any()
         else:
             source = getattr(imagenet, f"layer{stage + 1}")[index]
@@ -91,7 +91,7 @@ def test_imagenet(tmp_path, monkeypatch):
         monkeypatch.setattr(ResNet50_Weights, "get_state_dict", failing(error))
         with pytest.raises(WeightsError, match=f"cannot fetch the ImageNet ResNet-50 .{error}"):
             build_model("tsn_r50", 174, 8, pretrained="imagenet")
-    build_model("tsn_r50", 174, 8)  # without pretrained nothing is fetched
+    build_model("tsn_r50", 174, 8)  # without pretrained, nothing is downloaded
     with pytest.raises(WeightsError, match="other shapes|not in the model"):
         build_model("tsn_tiny", 12, 8, pretrained=str(file))
 
@@ -139,7 +139,7 @@ def test_files_are_not_executed(tmp_path, capsys):
 
 
 def test_a_checkpoint_with_flipped_bytes_is_refused(tmp_path):
-    """PyTorch does not look at the checksums in its files, and loads 400 wrong numbers in silence."""
+    """PyTorch does not check the checksums in its files, and silently loads 400 wrong numbers."""
     model, file = build_model("tsn_tiny", 5, 8), tmp_path / "own.pth.tar"
     torch.save({"state_dict": model.state_dict(), "arch": "tsn_tiny"}, file)
     whole = file.read_bytes()
@@ -175,11 +175,11 @@ def test_files_without_checksums_load(tmp_path):
         assert same(model, other)
 
 
-# PyTorch warns of quantised and of nested tensors.
+# PyTorch warns about quantised and nested tensors.
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("what", ["nested", "sparse", "quantised", "meta", "complex"])
 def test_tensors_that_are_no_weights_are_refused_by_name(what):
-    """The imaginary part of complex weights was dropped."""
+    """Otherwise the imaginary part of complex weights would be dropped."""
     model = build_model("tsn_tiny", 5, 8)
     state = model.state_dict()
     weight = state["new_fc.weight"]
@@ -197,7 +197,7 @@ def test_tensors_that_are_no_weights_are_refused_by_name(what):
 def test_weights_of_another_precision_are_cast_and_other_numbers_refused():
     model, state = build_model("tsn_tiny", 5, 8), build_model("tsn_tiny", 5, 8).state_dict()
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
-        load_weights(model, {key: value.to(dtype) for key, value in state.items()})  # counters, too: averaged weights
+        load_weights(model, {key: value.to(dtype) for key, value in state.items()})  # also counters (averaged weights)
         assert torch.equal(model.new_fc.weight, state["new_fc.weight"].to(dtype).float())
     for dtype in (torch.int64, torch.bool, torch.uint8):
         changed = state | {"new_fc.weight": state["new_fc.weight"].to(dtype)}
@@ -215,7 +215,7 @@ def test_a_name_that_stands_for_two_tensors_is_refused():
 
 
 def test_nobody_is_advised_to_execute_a_file(tmp_path):
-    """PyTorch's own message tells how to load an unsafe pickle all the same."""
+    """PyTorch's own message explains how to load an unsafe pickle anyway."""
     model = build_model("tsn_tiny", 5, 8)
     torch.save({"state_dict": model.state_dict(), "best_prec1": np.float64(50)}, tmp_path / "numpy.pth")
     torch.save({"state_dict": Payload()}, tmp_path / "print.pth")

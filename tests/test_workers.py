@@ -1,4 +1,4 @@
-"""Loading processes that stay from epoch to epoch: which clips they give, and what ends them between two epochs."""
+"""Loading processes that stay from epoch to epoch: the clips that they give, and what ends them between epochs."""
 
 import dataclasses
 import multiprocessing
@@ -19,7 +19,7 @@ from engine.config import load_recipe
 from engine.loading import training_data
 from engine.workers import batches
 
-LIMIT = 15  # seconds: PyTorch itself looks every 5 for a worker that is gone
+LIMIT = 15  # seconds; PyTorch itself checks every 5 s whether a worker is gone
 SETTINGS = {"num_segments": 4, "global_batch_size": 4, "seed": 5}
 
 
@@ -45,7 +45,7 @@ def pids() -> set[int]:
 
 @pytest.fixture
 def loader(small):
-    """A loader of two processes after its first epoch; nothing of it is left after the test."""
+    """A loader with two processes after its first epoch. The test removes everything of it at the end."""
     loader = training_loader(small, 2)
     one_pass(loader, 0)
     assert len(pids()) == 2
@@ -103,7 +103,7 @@ def test_the_time_between_two_epochs_is_no_waiting(small, monkeypatch):
     before = pids()
     time.sleep(3)
     one_pass(loader, 1)
-    assert pids() == before and threading.active_count() <= threads + 1  # PyTorch's own thread; no watch goes on
+    assert pids() == before and threading.active_count() <= threads + 1  # PyTorch's own thread; no _Watch is running
 
 
 def test_an_error_ends_the_processes(small, tmp_path):

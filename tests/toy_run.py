@@ -22,10 +22,10 @@ def make_dataset(folder: Path, per_class: int = 4, names: list[str] = NAMES) -> 
 
 
 def run(*command: object, cwd: Path, processes: int = 1, fresh: bool = False) -> subprocess.CompletedProcess:
-    """Run a program of the repository's root in ``cwd``, under torchrun if ``processes`` > 1; output in one stream.
+    """Run a program of the repository's root in ``cwd``, under torchrun if ``processes`` > 1. Its output is one stream.
 
-    ``fresh`` starts a real Python process, as a user does. Its imports take seconds, so a copy of a process that has
-    made them is the default (``quick_python``).
+    If ``fresh``, a real Python process starts, as for a user. Its imports take seconds. By default, a copy of a process
+    that has already imported them runs the program (``quick_python``).
     """
     python = sys.executable if fresh else quick_python.executable()
     words = [python, "-W", "ignore"]
@@ -43,7 +43,7 @@ def run(*command: object, cwd: Path, processes: int = 1, fresh: bool = False) ->
 
 
 def run_inside(*command: object, cwd: Path) -> subprocess.CompletedProcess:
-    """The same in this process, whose modules a test can patch. It is the fastest way."""
+    """Run a program in this process. This is the fastest way, and a test can patch modules."""
     words, output, former = [str(word) for word in command], io.StringIO(), (sys.argv, os.getcwd())
     code: object = 0
     try:
@@ -63,7 +63,7 @@ def run_inside(*command: object, cwd: Path) -> subprocess.CompletedProcess:
 
 
 def quick_flags(**changes: object) -> list[str]:
-    """Recipe flags with which a run takes seconds."""
+    """Recipe flags for a run that takes only seconds."""
     flags = {"epochs": 2, "global_batch_size": 4, "lr": 0.05, "workers": 0, "num_segments": 4, "device": "cpu"}
     flags |= changes
     return [word for key, value in flags.items() for word in (f"--{key}", str(value))]
