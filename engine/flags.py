@@ -82,7 +82,7 @@ def given_recipe_flags(args: argparse.Namespace) -> dict:
 
 
 def parse_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Parse the command line, with the flag ``--import``. An unknown flag is an error that names the most similar flag."""
+    """Parse the command line, with ``--import``. An unknown flag is an error that names the most similar flag."""
     text = "first import this .py file or module of yours, which may register models and frame sources; repeatable"
     parser.add_argument("--import", action=_Import, dest="imported", default=argparse.SUPPRESS, help=text)
     args, unknown = parser.parse_known_args()
