@@ -5,6 +5,7 @@ import difflib
 import math
 import types
 import typing
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -201,9 +202,9 @@ def recipe_file(model: str) -> Path:
 
 def present_names(recipe: dict) -> dict:
     """Rename old keys of a recipe: ``sda_lr_mult: 5`` becomes ``lr_mults: {sda: 5}``."""
-    factors = {key.removesuffix(FACTOR): value for key, value in recipe.items() if key.endswith(FACTOR)}
-    others = {key: value for key, value in recipe.items() if not key.endswith(FACTOR)}
-    return _merged(others, {"lr_mults": factors}) if factors else others
+    old = [key for key in recipe if key.endswith(FACTOR) and key != FACTOR]
+    others = {key: value for key, value in recipe.items() if key not in old}
+    return _merged(others, {"lr_mults": {key.removesuffix(FACTOR): recipe[key] for key in old}}) if old else others
 
 
 def list_variants(model: str) -> list[str]:
@@ -223,6 +224,8 @@ def coerce(key: str, value: object) -> object:
     declared = KEYS[key]
     optional = isinstance(declared, types.UnionType)
     kind = typing.get_args(declared)[0] if optional else declared
+    if kind is Factors:
+        return parse_factors(value)
     if isinstance(value, str) and kind is not str:
         try:
             value = yaml.safe_load(value)
@@ -234,8 +237,6 @@ def coerce(key: str, value: object) -> object:
         return parse_size(value)
     if kind is Interval:
         return parse_interval(value)
-    if kind is Factors:
-        return parse_factors(value)
     if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
             value = float(value)
@@ -311,14 +312,18 @@ def parse_factors(value: object) -> dict[str, float]:
 
     Errors: ``ConfigError`` for any other value.
     """
+    form = "write factors of groups as {fc: 5, fc_bias: 10}"
+    if isinstance(value, str):
+        with suppress(yaml.YAMLError, ValueError, RecursionError):
+            value = yaml.safe_load(value)
     if not isinstance(value, dict):
-        raise ConfigError(f"lr_mults is {shown(value)}, not factors of groups such as {{fc: 5, fc_bias: 10}}")
+        raise ConfigError(f"lr_mults is {shown(value)}; {form}")
     factors = {}
     for group, factor in value.items():
         try:
             factors[str(group)] = float(str(factor))
         except ValueError:
-            raise ConfigError(f"lr_mults: {shown(group)} is {shown(factor)}, not a number") from None
+            raise ConfigError(f"lr_mults: {shown(group)} is {shown(factor)}, not a number; {form}") from None
         if factors[str(group)] not in NOT_NEGATIVE:
             raise ConfigError(f"lr_mults: {shown(group)} is {shown(factor)}; it must be {NOT_NEGATIVE}")
     return factors

@@ -10,7 +10,7 @@ from models.resnet import VideoResNet
 from models.weight_files import shown_name
 from models.weights import check_weights, load_imagenet, released_model, released_segments, stored_classes
 
-from .config import KEYS, ConfigError, Recipe, check_key, load_recipe, present_names
+from .config import ConfigError, Recipe, check_key, load_recipe
 from .log import info
 from .stored import SETTINGS, check_entries
 
@@ -64,9 +64,8 @@ def build_from_checkpoint(
     check_key(name, list_models(), f"model in {source}" if name == own else "model")
     # An older file may lack keys, which are then taken from the model's recipe. It may also have keys that are unknown
     # now.
-    kept = present_names(trained["recipe"]) if name == own else {}
-    settings = {key: value for key, value in kept.items() if key in KEYS}
-    frames = frames or settings.get("num_segments") or released_segments(source)
+    kept = trained["recipe"] if name == own else {}
+    frames = frames or kept.get("num_segments") or released_segments(source)
     if frames is None:
         raise ConfigError(f"{source}: does not say how many frames it was trained on; give --num_segments")
     held = stored_classes(checkpoint, source)
@@ -81,7 +80,7 @@ def build_from_checkpoint(
         )
     where = dataset.name if dataset else trained["dataset"].get("name", "")
     try:
-        recipe = load_recipe(name, where, **settings | {"num_segments": frames})
+        recipe = load_recipe(name, where, kept=kept, num_segments=frames)
         with torch.device("meta"):  # without memory, because a file may describe a network of any size
             check_weights(build_from_recipe(name, classes, recipe), checkpoint, source)
     except WeightsError:

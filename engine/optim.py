@@ -1,6 +1,6 @@
 """Parameter groups, SGD and its learning rates, as in the released code of the two papers."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
@@ -31,7 +31,9 @@ def parameter_groups(model: VideoResNet, lr_mults: Mapping[str, float] | None = 
         lr_mults: factors of the learning rate for ``fc``, ``fc_bias``, ``sda``, ... By default, the factor is 1, or 5
             for flow's first convolution (TSM). The default for biases is twice the factor of the weights (TSN).
 
-    Errors: ``ConfigError`` if no class declares a parameter, or if a factor names a group that does not exist.
+    A factor of a group that this network lacks changes nothing, and the log says so.
+
+    Errors: ``ConfigError`` if no class declares a parameter, or if a factor names a group that no class declares.
     """
     lr_mults = ({"conv1": 5.0} if flow else {}) | dict(lr_mults or {})
     modules = dict(model.named_modules())
@@ -45,10 +47,7 @@ def parameter_groups(model: VideoResNet, lr_mults: Mapping[str, float] | None = 
                 role = _role(module, module_name, leaf)
                 name = role if role == "bn" or not group else f"{group}_{role}"
                 members.setdefault(name, []).append((f"{module_name}.{leaf}", parameter))
-    known = {name.removesuffix("_weight") for name in members} | set(declared.values())
-    for key, factor in lr_mults.items():
-        if factor != 1:  # older checkpoints have a factor for SDA for any model; 1 changes nothing
-            check_key(key, sorted(known), f"group of {model.arch or 'the model'} in lr_mults")
+    _check_factors(lr_mults, [name.removesuffix("_weight") for name, found in members.items() if found])
     return [
         {
             "name": name,
@@ -60,6 +59,25 @@ def parameter_groups(model: VideoResNet, lr_mults: Mapping[str, float] | None = 
         for name, found in members.items()
         if found
     ]
+
+
+def _check_factors(lr_mults: Mapping[str, float], present: list[str]) -> None:
+    """Log the factors that change nothing, because the network lacks the group or does not train it.
+
+    Errors: ``ConfigError`` if no class declares the group.
+    """
+    declared = {module.optim_group for module in _subclasses(nn.Module) if hasattr(module, "optim_group")}
+    for key, factor in lr_mults.items():
+        if key not in present and factor != 1:
+            if not any(key == group or key.startswith(f"{group}_") for group in declared):
+                check_key(key, [name.removesuffix("_weight") for name in FIRST] + sorted(declared), "group in lr_mults")
+            info(f"lr_mults: no parameter that is trained belongs to the group {key}, so its factor changes nothing")
+
+
+def _subclasses(parent: type) -> Iterator[type]:
+    for child in parent.__subclasses__():
+        yield child
+        yield from _subclasses(child)
 
 
 def _with_parents(name: str) -> list[str]:

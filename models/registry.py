@@ -45,7 +45,6 @@ def build_model(
     family, size = models()[name]
     model = family.build(size, num_classes=num_classes, num_segments=num_segments, **options)
     model.arch = name
-    model.freeze()
     if pretrained:
         load_imagenet(model, pretrained)
     return model

@@ -194,6 +194,7 @@ class VideoResNet(nn.Module):
             p = stochastic_depth * i / (len(blocks) - 1)
             if p > 0:
                 block.drop = VideoStochasticDepth(p, num_segments)
+        self.freeze()
 
     def blocks(self) -> Iterator[tuple[int, int, Bottleneck]]:
         """(stage, index in the stage, bottleneck) from input to output; both numbers start at 0."""
@@ -225,6 +226,7 @@ class VideoResNet(nn.Module):
             if blocks is None or (stage, index) in blocks:
                 block.insert(place, name, make(block))
                 self.not_in_imagenet.append(f"{block_name(stage, index)}{name}.")
+        self.freeze()
 
     def set_backend(self, backend: str) -> None:
         """Choose the path of all operators that have several. ``"reference"`` is plain PyTorch."""
@@ -260,9 +262,9 @@ class VideoResNet(nn.Module):
         return modules
 
     def freeze(self) -> None:
-        """Freeze the parameters of ``frozen()`` modules.
+        """Freeze the parameters of ``frozen()`` modules and set their eval mode.
 
-        ``build_model`` calls this once, when the network is complete.
+        The constructor and ``insert`` call it. A family that changes the network otherwise calls it when it is done.
         """
         for module in self.frozen():
             module.requires_grad_(False)

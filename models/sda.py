@@ -15,7 +15,7 @@ def sda_tsn(size: str, num_classes: int, num_segments: int, sda_segments: int | 
 
     The options are ``sda_segments`` (see ``insert_sda``) and the options of ``ops.SDA`` and ``tsn``.
     """
-    sda_options = options_of(SDA, options)
+    sda_options = options_of(SDA, options, besides=("channels",))
     return insert_sda(tsn(size, num_classes, num_segments, **options), sda_segments, **sda_options)
 
 
@@ -24,7 +24,7 @@ def sda_tsm(size: str, num_classes: int, num_segments: int, sda_segments: int | 
 
     The options are ``sda_segments`` (see ``insert_sda``) and the options of ``ops.SDA`` and ``tsm``.
     """
-    sda_options = options_of(SDA, options)
+    sda_options = options_of(SDA, options, besides=("channels",))
     return insert_sda(tsm(size, num_classes, num_segments, **options), sda_segments, **sda_options)
 
 

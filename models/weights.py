@@ -4,7 +4,7 @@ import os
 import re
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights
 
 from .families import layouts
@@ -114,10 +114,12 @@ def _fitted(
     """The report of ``load_weights``, and the tensors to load."""
     name = name if isinstance(source, dict) else str(source)
     checkpoint = source if isinstance(source, dict) else read_checkpoint(source)
-    state, layout = _our_names(checkpoint, name)
+    state, found = _our_names(checkpoint, name)
     target = model.state_dict()
-    report = LoadReport(name, layout)
-    if layout == IMAGENET:
+    imagenet = "conv1.weight" in state and not any(key.startswith("base_model.") for key in state)
+    report = LoadReport(name, IMAGENET if imagenet else found[-1].name if found else OWN)
+    if imagenet:
+        state = {f"base_model.{key}": value for key, value in state.items() if not key.startswith("fc.")}
         state = {key: value for key, value in state.items() if not key.startswith(tuple(model.not_in_imagenet))}
         report.converted = _convert_stem(state, model.in_channels)
 
@@ -146,7 +148,8 @@ def _fitted(
         arch = checkpoint.get("arch")
         if not isinstance(arch, str | None):
             raise WeightsError(f"{name}: arch is {shown(arch)}, must be a model's name; load its state_dict alone")
-        _check(report, model, arch, ignore_classifier=not classifier)
+        hidden = [layout.module for layout in found if layout.module and not imagenet]
+        _check(report, model, arch, hidden, ignore_classifier=not classifier)
     return report, fitting
 
 
@@ -169,35 +172,29 @@ def _without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 
-def _our_names(checkpoint: dict, name: str) -> tuple[dict[str, Tensor], str]:
-    """The tensors of a file under our names, and the name of the layout of the file."""
+def _our_names(checkpoint: dict, name: str) -> tuple[dict[str, Tensor], list[Layout]]:
+    """The tensors of a file under our names, and the released layouts whose marks the file has."""
     state = _state_dict(checkpoint, name)
     plain = _without_prefix(state)
     found = [layout for layout in layouts() if layout.mark(plain)]
-    imagenet = "conv1.weight" in plain and not any(key.startswith("base_model.") for key in plain)
     renamed = {}
     for key, value in state.items():
-        new = _imagenet_name(key) if imagenet else _released_name(key, found)
+        new = _our_name(key, found)
         if new is None:
             continue
         if new in renamed:
             raise WeightsError(f"{name}: holds {shown_name(new)} twice, also as {shown_name(key)}; leave one out")
         renamed[new] = value
-    return renamed, IMAGENET if imagenet else found[-1].name if found else OWN
+    return renamed, found
 
 
-def _released_name(key: str, found: list[Layout]) -> str | None:
-    """Our name for a key in a file of our own layout or a released one; ``None`` if the entry is not a weight."""
+def _our_name(key: str, found: list[Layout]) -> str | None:
+    """Our name for a key in a file of these layouts; ``None`` if the entry is not a weight."""
     new: str | None = key.removeprefix("module.")
     for layout in found:
         new = new and layout.rename(new)
     # In released networks without dropout, the classifier is part of the frame network.
     return new and re.sub(r"^base_model\.fc1?\.", CLASSIFIER, new)
-
-
-def _imagenet_name(key: str) -> str | None:
-    new = key.removeprefix("module.")
-    return None if new.startswith("fc.") else f"base_model.{new}"
 
 
 def _squeezed(value: Tensor, target: Tensor) -> Tensor:
@@ -217,10 +214,14 @@ def _convert_stem(state: dict[str, Tensor], in_channels: int) -> str:
     return f", the first convolution averaged over RGB for {in_channels} channels"
 
 
-def _check(report: LoadReport, model: VideoResNet, arch: str | None, ignore_classifier: bool) -> None:
+def _check(
+    report: LoadReport, model: VideoResNet, arch: str | None, hidden: list[type[nn.Module]], ignore_classifier: bool
+) -> None:
     """Check that every tensor of the model and of the file was matched.
 
-    Errors: ``WeightsError`` that names the tensors that were not.
+    ``hidden``: classes of module that the file's network contains although no tensor shows it.
+
+    Errors: ``WeightsError`` that names the tensors that were not matched.
     """
     untouched = (CLASSIFIER,) if ignore_classifier or report.layout == IMAGENET else ()
     if report.layout == IMAGENET:
@@ -230,9 +231,10 @@ def _check(report: LoadReport, model: VideoResNet, arch: str | None, ignore_clas
     # A shift has no parameters, so tensor names are the same for TSN and TSM. The file's arch tells them apart.
     if report.layout == OWN and "_" in (arch or "") and model.arch and arch != model.arch:
         problems.append(f"the file holds {shown_name(arch)}, the model is {model.arch}")
-    module = next((layout.module for layout in layouts() if layout.name == report.layout), None)
-    if module and not any(isinstance(part, module) for part in model.modules()):
-        problems.append(f"the file holds a network with {module.__name__}, the model has none")
+    for module in hidden:
+        if not any(isinstance(part, module) for part in model.modules()):
+            words = re.sub("(?<=[a-z])(?=[A-Z])", " ", module.__name__).lower()
+            problems.append(f"the file holds a network with {words}, the model has none")
     if report.mismatched:
         problems.append(f"other shapes or types: {_first(report.mismatched)}")
         if any(text.startswith("new_fc.weight (") for text in report.mismatched):

@@ -177,7 +177,15 @@ def test_recipe_values_are_checked():
     assert parse_views("10x2") == (10, 2)
     wrong = {"lr": True, "epochs": "1.5", "nesterov": "1", "train_resize": "ax2", "test_views": "3"}
     wrong |= {"precision": "int8", "modality": "rgb", "frozen_stages": 5, "save_every": "0m", "data_length": 0}
-    wrong |= {"workers": -1, "lr": "nan", "momentum": 2, "clip_gradient": -1, "val_resize": 12.7, "lr_steps": [1.5]}
+    wrong |= {
+        "lr_mults": "[",
+        "workers": -1,
+        "lr": "nan",
+        "momentum": 2,
+        "clip_gradient": -1,
+        "val_resize": 12.7,
+        "lr_steps": [1.5],
+    }
     for key, value in wrong.items():
         with pytest.raises(ConfigError):
             coerce(key, value)

@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from models import build_model, list_models
-from models.rsanet import POSITIONS
+from models.rsanet import POSITIONS, rsanet
+from models.sda import sda_tsn
+from models.tsn import tsn
 from ops import RSA, SDA, TemporalShift
 
 TINY = [name for name in list_models() if name.endswith("_tiny")]
@@ -144,6 +146,15 @@ def test_frozen_stages_are_frozen_once(stages, frozen):
     model.requires_grad_(True)
     model.eval().train()  # a user's choice to train them is kept
     assert all(p.requires_grad for p in model.parameters()) and model.base_model.conv1.training == (stages < 0)
+
+
+@pytest.mark.parametrize("family", [tsn, sda_tsn, rsanet])
+def test_a_family_without_the_registry_is_frozen_too(family):
+    """Users may call a family's function, and insert a module of their own afterwards."""
+    model = family("tiny", num_classes=2, num_segments=8, frozen_stages=1)
+    model.insert("before_conv1", "mine", lambda block: nn.Linear(2, 2))
+    for stage, _, block in model.blocks():
+        assert {p.requires_grad for p in block.parameters()} == {stage >= 1}
 
 
 class Plus(nn.Module):

@@ -115,7 +115,7 @@ def test_its_group_has_the_factor_of_the_recipe(outside):
     assert gate == {"gate_weight": (3, 1), "gate_bias": (6, 0), "gate_offset": (0.5, 0)}
     assert {name.rpartition(".")[2] for name in groups["gate_weight"]["param_names"]} == {"weight", "scale"}
     assert load_recipe("gated_tiny", "toy_something", gate_lr_mult="7").lr_mults["gate"] == 7
-    with pytest.raises(ConfigError, match="unknown group of gated_tiny in lr_mults 'gat'; did you mean gate"):
+    with pytest.raises(ConfigError, match="unknown group in lr_mults 'gat'; did you mean gate"):
         parameter_groups(model, {"gat": 2})
 
 

@@ -154,15 +154,21 @@ def test_a_checkpoint_with_the_former_names_of_settings_goes_on(trained):
     content = torch.load(folder / "one.pth.tar", weights_only=True)
     recipe, dataset = content["config"]["recipe"], content["config"]["dataset"]
     del recipe["lr_mults"], dataset["source"]
-    recipe |= {"fc_lr_mult": 3.0, "fc_bias_lr_mult": 4.0, "sda_lr_mult": 1.0}
+    recipe |= {"fc_lr_mult": 3.0, "fc_bias_lr_mult": 4.0, "sda_lr_mult": 5.0}  # the network has no SDA
     torch.save(content, folder / "former.pth.tar")
     output = train(folder, "goes_on", "--resume", "former.pth.tar", "--fc_bias_lr_mult", "7", epochs=2, lr=0.04)
     factors = {name: float(factor) for name, factor in re.findall(r"group: (\w+) has .* lr_mult: ([\d.]+),", output)}
     assert factors == {"weight": 1, "bn": 1, "fc_weight": 3, "fc_bias": 7}
-    changed = "lr_mults: {'fc': 3.0, 'fc_bias': 4.0, 'sda': 1.0} -> {'fc': 3.0, 'fc_bias': 7.0, 'sda': 1.0}"
+    assert "no parameter that is trained belongs to the group sda, so its factor changes nothing" in output
+    changed = "lr_mults: {'fc': 3.0, 'fc_bias': 4.0, 'sda': 5.0} -> {'fc': 3.0, 'fc_bias': 7.0, 'sda': 5.0}"
     assert re.findall(r"changed since that checkpoint: (.*)", output) == [changed]
-    result = run_inside("test_models.py", "small.yaml", "--weights", "former.pth.tar", "--workers", 0, cwd=folder)
+    testing = ["test_models.py", "small.yaml", "--weights", "former.pth.tar", "--workers", 0]
+    result = run_inside(*testing, cwd=folder)
     assert result.returncode == 0 and "Top-1" in result.stdout, result.stdout
+    recipe["fc_lr_mult"] = "abc"
+    torch.save(content, folder / "former.pth.tar")
+    result = run_inside(*testing, cwd=folder)
+    assert result.returncode == 1 and "error: former.pth.tar: lr_mults: 'fc' is 'abc', not a number" in result.stdout
 
 
 def test_places_given_at_the_start_are_kept(tmp_path):

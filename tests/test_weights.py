@@ -38,7 +38,7 @@ def test_tsm_layout():
     other = build_model("tsm_r50", 174, 16)
     assert load_weights(other, {"state_dict": released}).layout == "TSM" and same(tsm, other)
     assert released_model(released) == "tsm_r50"
-    with pytest.raises(WeightsError, match="holds a network with TemporalShift, the model has none"):
+    with pytest.raises(WeightsError, match="holds a network with temporal shift, the model has none"):
         load_weights(build_model("tsn_r50", 174, 8), released)
 
 
@@ -114,6 +114,25 @@ def test_what_does_not_fit_is_named():
     report = load_weights(model, state | {"extra": torch.zeros(1)}, strict=False)
     assert report.unexpected == ["extra"] and len(report.mismatched) == 2 and len(report.missing) == 2
     assert torch.equal(model.base_model.conv1.weight, state["base_model.conv1.weight"])
+
+
+@pytest.mark.parametrize("size", ["imagenet", "own"])
+def test_what_thop_left_is_no_weight_in_any_file(size):
+    """It counted operations in the released SDA files; anybody may have counted those of another network."""
+    model = build_model("tsn_r50", 5, 8)
+    state = resnet50().state_dict() if size == "imagenet" else build_model("tsn_r50", 5, 8).state_dict()
+    stray = {f"{key.rpartition('.')[0]}.total_ops": torch.zeros(1) for key in state}
+    report = load_weights(model, state | stray)
+    assert report.layout == ("imagenet" if size == "imagenet" else "SDA") and not report.unexpected
+
+
+def test_a_shifted_network_with_the_marks_of_two_layouts_is_not_taken_for_another():
+    state = {f"{key}": value for key, value in build_model("tsm_tiny", 5, 8).state_dict().items()}
+    shifted = {re.sub(r"(layer\d\.\d\.conv1)\.", r"\1.net.", key): value for key, value in state.items()}
+    for marked in ({"total_ops": torch.zeros(1)} | shifted, shifted | {"total_ops": torch.zeros(1)}):
+        assert load_weights(build_model("tsm_tiny", 5, 8), marked).loaded
+        with pytest.raises(WeightsError, match="holds a network with temporal shift, the model has none"):
+            load_weights(build_model("tsn_tiny", 5, 8), marked)
 
 
 def test_old_files_without_the_batch_counter():
