@@ -35,7 +35,8 @@ def parameter_groups(model: VideoResNet, lr_mults: Mapping[str, float] | None = 
 
     Errors: ``ConfigError`` if no class declares a parameter, or if a factor names a group that no class declares.
     """
-    lr_mults = ({"conv1": 5.0} if flow else {}) | dict(lr_mults or {})
+    given = dict(lr_mults or {})
+    lr_mults = ({"conv1": 5.0} if flow else {}) | given
     modules = dict(model.named_modules())
     declared = {name: module.optim_group for name, module in modules.items() if hasattr(module, "optim_group")}
     declared |= {"new_fc": "fc"} | ({"base_model.conv1": "conv1"} if flow else {})
@@ -47,7 +48,7 @@ def parameter_groups(model: VideoResNet, lr_mults: Mapping[str, float] | None = 
                 role = _role(module, module_name, leaf)
                 name = role if role == "bn" or not group else f"{group}_{role}"
                 members.setdefault(name, []).append((f"{module_name}.{leaf}", parameter))
-    _check_factors(lr_mults, [name.removesuffix("_weight") for name, found in members.items() if found])
+    _check_factors(given, [name.removesuffix("_weight") for name, found in members.items() if found])
     return [
         {
             "name": name,
