@@ -22,7 +22,8 @@ class DatasetConfig:
     """One dataset. In a file, relative paths count from the file's folder.
 
     ``source`` is the kind of place that holds the frames: ``folder`` (image files named by ``image_tmpl``), ``video``
-    (video files, which need no ``image_tmpl``), or a kind of ``register_source``.
+    (video files, which need no ``image_tmpl``), ``packed`` (a folder that ``scripts.pack`` wrote), or a kind of
+    ``register_source``.
     """
 
     name: str
