@@ -1,21 +1,23 @@
-"""Packed frames: image files in a few large zip files, with an index that finds a frame without reading the others.
+"""Packed frames: image files in a few large zip files, and an index that tells where each frame is.
 
 ``scripts/pack.py`` writes a folder with these files; ``PackedStore`` reads it.
 
-- ``shard-00000.zip`` and so on: zip files without compression. An entry is an image file as it was in the dataset's
-  folder, or a frame that the packing encoded (JPEG, or uint8 pixels as a PPM or PGM file). The last entry,
-  ``videos.json``, says which videos the shard holds, so the index can be made again from the shards alone.
+- ``shard-00000.zip`` and so on: zip files without compression. An entry is an image file of the dataset's folder, or
+  a frame that was encoded for the packing (JPEG, or uint8 pixels as a PPM or PGM file). The last entry,
+  ``videos.json``, lists the videos of the shard, so the index can be made again from the shards alone.
 - ``frames.npy``: for each image file its offset, its number of bytes and its CRC-32. ``videos.npy``: for each video,
   sorted by path, its shard and its rows in ``frames.npy``. Both are mapped into memory, so all processes share one
   copy, and a search reads a few rows only.
 - ``store.json``: the shards with their sizes and checksums, and the checksum of ``videos.npy``.
 
-Formats that were considered: WebDataset's tar files and TFRecord are made for reading in order; they need an index
-beside them too, and tar adds about 800 bytes to each frame. LMDB, HDF5, Zarr, Parquet/Arrow and ffcv's beton each need
-a new dependency; HDF5 files must not stay open across a fork, Parquet reads whole pages, and beton is for ffcv alone. A
-single .npy array holds pixels of one size, not JPEG files. Zip without compression is in Python's standard library,
-each entry lies in one piece and has a CRC-32, and any zip program lists, checks (``unzip -t``) and extracts the frames.
-The directory of a zip file takes seconds to parse for a million entries; hence the index.
+Formats that were considered: WebDataset's tar files and TFRecord are made for reading in order. They need an index for
+random access too, and tar adds about 800 bytes to each frame. LMDB, HDF5, Zarr, Parquet/Arrow and ffcv's beton each
+need a new dependency. HDF5 files must not stay open across a fork, Parquet reads whole pages, and only ffcv reads its
+beton files.
+A .npy array holds pixels of one size, not JPEG files. Zip files without compression were taken because Python's
+standard library writes them, each entry lies in one piece and has a CRC-32, and any zip program lists, checks
+(``unzip -t``) and extracts the frames. Python needs seconds to read the directory of a zip file with a million entries,
+so there is an index beside the shards.
 """
 
 import io
@@ -79,7 +81,10 @@ class PackedStore(FrameSource):
 
     @property
     def flow_form(self) -> str:
-        """How flow is stored if this is a set of flow. Errors: those of ``index``."""
+        """How flow is stored if this is a set of flow.
+
+        Errors: those of ``index``.
+        """
         return FLOW_FORMS[self.index.files_per_frame]
 
     def check(self, modality: str) -> None:
@@ -278,20 +283,27 @@ def write_shard(file: Path, videos: Iterable[tuple[str, list[tuple[str, bytes]] 
     """Write a shard of (path, image files with their names), or (path, reason) of videos that are left out.
 
     The file gets its name when it is whole, so a kill leaves no half shard under this name.
+
+    Errors: ``DataError`` if the file cannot be written.
     """
     part = file.with_name(f".{file.name}.{os.getpid()}.part")
     packed, left_out = [], []
-    with zipfile.ZipFile(part, "w") as archive:
-        for path, files in videos:
-            if isinstance(files, str):
-                left_out.append((path, files))
-                continue
-            packed.append((path, len(files)))
-            for name, content in files:
-                # ZipInfo's own date, 1980, so that equal frames make equal shards
-                archive.writestr(zipfile.ZipInfo(f"{path.lstrip('/')}/{name}"), content)
-        archive.writestr(zipfile.ZipInfo(CONTENTS), json.dumps({"videos": packed, "left_out": left_out}))
-    write_whole(file, part)
+    try:
+        with zipfile.ZipFile(part, "w") as archive:
+            for path, files in videos:
+                if isinstance(files, str):
+                    left_out.append((path, files))
+                    continue
+                packed.append((path, len(files)))
+                for name, content in files:
+                    # ZipInfo's own date, 1980, so that equal frames make equal shards
+                    archive.writestr(zipfile.ZipInfo(f"{path.lstrip('/')}/{name}"), content)
+            archive.writestr(zipfile.ZipInfo(CONTENTS), json.dumps({"videos": packed, "left_out": left_out}))
+        write_whole(file, part)
+    except BrokenPipeError:  # the process for which this one works has died
+        raise
+    except OSError as error:
+        raise DataError(f"{file} cannot be written ({reason(error)}); run the same command again to go on") from None
 
 
 def read_shard(file: Path) -> Shard:
@@ -313,12 +325,24 @@ def read_shard(file: Path) -> Shard:
             if sum(files for _, files in videos) != len(rows):
                 raise ValueError("its list of videos does not fit")
             return Shard(file.name, len(mapped), ends_crc32(mapped), videos, left_out, rows)
-    except (zipfile.BadZipFile, struct.error, ValueError, LookupError, TypeError, EOFError) as error:
+    except (
+        zipfile.BadZipFile,
+        struct.error,
+        zlib.error,
+        ValueError,
+        LookupError,
+        TypeError,
+        EOFError,
+        RuntimeError,
+    ) as error:
         raise DataError(f"{file} is not a whole shard ({one_line(reason(error), 100)}); delete it") from None
 
 
 def write_index(folder: Path, shards: list[Shard], image_tmpl: str, files_per_frame: int) -> None:
-    """Write the index of these shards, ``store.json`` last."""
+    """Write the index of these shards, ``store.json`` last.
+
+    Errors: ``OSError``.
+    """
     found = [(path.encode(), i, files) for i, shard in enumerate(shards) for path, files in shard.videos]
     longest = max((len(path) for path, _, _ in found), default=1)
     rows = np.concatenate([shard.rows for shard in shards])

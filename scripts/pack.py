@@ -40,7 +40,7 @@ LISTS = ("train", "val")
 PLAN = "plan.json"
 MOST_SHARDS = 256  # each process has the used shards open, and many systems allow 1024 open files
 SAMPLES = 32  # videos of which a frame is packed beforehand, to estimate the size of all
-JPEG = {"quality": 95, "subsampling": 0}  # resized frames; 0 keeps all pixels' colours
+JPEG = {"quality": 95, "subsampling": 0}  # of resized frames; 0: no chroma subsampling
 
 
 def parse_args() -> argparse.Namespace:
@@ -55,7 +55,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--on_bad_video", **choices, help="skip: leave such videos out of the lists and name them")
     cores = processes_and_cores()[1]
     parser.add_argument("--workers", type=int, default=cores, metavar="W", help=f"processes (default: cores, {cores})")
-    text = "largest size of a file (default 1024); a set of more than 256 files has larger ones"
+    text = "size of a file (default 1024); a set has at most 256 files; a repetition keeps the first size"
     parser.add_argument("--shard_size", type=float, default=1024, metavar="MB", help=text)
     for flag in ("root", "train_list", "val_list", "image_tmpl"):
         parser.add_argument(f"--{flag}", help="instead of the dataset's own")
@@ -78,7 +78,7 @@ class Packer(NamedTuple):
     def files_per_frame(self) -> int:
         return 2 if isinstance(self.source, FrameFolder) and self.source.fields > 1 else 1
 
-    def files(self, video: Video, numbers: Sequence[int]) -> list[tuple[str, bytes]]:
+    def files(self, video: Video, numbers: list[int]) -> list[tuple[str, bytes]]:
         """Names and contents of the image files to store for these frames, x before y.
 
         Errors: ``DataError`` if a frame cannot be read, or if the frames have several sizes.
@@ -95,7 +95,7 @@ class Packer(NamedTuple):
     def _file(self, name: str, image: Image.Image, stem: str) -> tuple[str, bytes]:
         if not self.raw and self.size is None:
             try:
-                return Path(name).name, Path(name).read_bytes()
+                return Path(name).name, Path(name).read_bytes()  # FrameFolder names a frame by its file
             except OSError as error:
                 raise DataError(f"{name} cannot be read ({reason(error)})") from None
         content = io.BytesIO()
@@ -331,7 +331,7 @@ def contents(
     """The path of each video with its image files, or with the reason why it is left out."""
     for video in videos:
         try:
-            yield video.path, packer.files(video, range(1, packer.source.length(video) + 1))
+            yield video.path, packer.files(video, list(range(1, packer.source.length(video) + 1)))
         except DataError as error:
             yield video.path, str(error)
         send(video.num_frames)

@@ -172,6 +172,21 @@ def test_a_packing_process_that_dies_is_an_error(tmp_path):
     assert result.returncode == 1 and last_line(result.stdout).startswith("error: a process died")
 
 
+def test_a_full_disk_is_an_error_and_the_packing_goes_on(tmp_path):
+    """A limit on the size of files stands for the disk."""
+    file, whole = toy(tmp_path)
+    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))\n"
+    (tmp_path / "limit.py").write_text(limit)
+    command = ["scripts/pack.py", file, "--out", "again", "--shard_size", 0.05]
+    result = run(*command, "--import", "limit.py", cwd=tmp_path)
+    assert result.returncode == 1 and "Traceback" not in result.stdout, result.stdout
+    message = r"error: again/small/shard-0000\d.zip cannot be written \(File too large\); run the same command again"
+    assert re.match(message, last_line(result.stdout)), result.stdout
+    assert run(*command, cwd=tmp_path).returncode == 0
+    for path in whole.with_suffix("").glob("*.zip"):
+        assert (tmp_path / "again/small" / path.name).read_bytes() == path.read_bytes()
+
+
 def test_bad_frames_stop_the_packing_or_are_left_out(tmp_path):
     file = make_dataset(tmp_path / "toy", per_class=2)
     bad, gone = tmp_path / "toy/frames/train/video 1/00007.jpg", tmp_path / "toy/frames/val/video 2/00003.jpg"
