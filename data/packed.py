@@ -13,11 +13,10 @@
 Formats that were considered: WebDataset's tar files and TFRecord are made for reading in order. They need an index for
 random access too, and tar adds about 800 bytes to each frame. LMDB, HDF5, Zarr, Parquet/Arrow and ffcv's beton each
 need a new dependency. HDF5 files must not stay open across a fork, Parquet reads whole pages, and only ffcv reads its
-beton files.
-A .npy array holds pixels of one size, not JPEG files. Zip files without compression were taken because Python's
-standard library writes them, each entry lies in one piece and has a CRC-32, and any zip program lists, checks
-(``unzip -t``) and extracts the frames. Python needs seconds to read the directory of a zip file with a million entries,
-so there is an index beside the shards.
+beton files. A .npy array holds pixels of one size, not JPEG files. Zip files without compression were taken because
+Python's standard library writes them, each entry lies in one piece and has a CRC-32, and any zip program lists, checks
+(``unzip -t``) and extracts the frames. Python needs about 5 s to read a zip directory of a million entries, so there is
+an index beside the shards.
 """
 
 import io
@@ -207,8 +206,6 @@ class _Index:
                 raise DataError(f"{path} cannot be read ({reason(error)}); {_of(path)}") from None
             if ends_crc32(mapped) != checksum:
                 raise DataError(f"{path} is damaged (the checksum of its ends is not the index's); {_of(path)}")
-            if hasattr(mmap, "MADV_RANDOM"):
-                mapped.madvise(mmap.MADV_RANDOM)  # by default the system would read 128 KB around each frame
             self.shards[number] = path, mapped
         return self.shards[number]
 
@@ -252,7 +249,11 @@ def _mapped(file: Path, dtype: np.dtype, count: int) -> np.ndarray:
 
 
 def _read_ahead(mapped: mmap.mmap, wanted: list[tuple[int, int]]) -> None:
-    """Let the system read all these (offset, bytes) at once, so that a clip waits for a slow store once only."""
+    """Let the system read all these (offset, bytes) at once.
+
+    Otherwise it would read 128 KB around each frame when the frame is first used, one after the other: from a cold disk
+    that took twice as long.
+    """
     if hasattr(mmap, "MADV_WILLNEED"):
         for offset, size in wanted:
             start = offset - offset % mmap.PAGESIZE
