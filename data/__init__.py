@@ -6,6 +6,7 @@ from .frame_folder import FrameFolder
 from .frame_source import FrameSource
 from .modality import RGB, Modality
 from .one_video import open_one_video
+from .packed import PackedStore
 from .sources import register_source
 from .video_file import VideoFile
 from .video_list import DataError, Video, read_list
@@ -18,6 +19,7 @@ __all__ = [
     "FrameFolder",
     "FrameSource",
     "Modality",
+    "PackedStore",
     "TrainDataset",
     "Video",
     "VideoFile",

@@ -22,7 +22,8 @@ class DatasetConfig:
     """One dataset. In a dataset's file, relative paths start at the folder of that file.
 
     ``source`` says where the frames come from: ``folder`` (image files named by ``image_tmpl``), ``video`` (video
-    files, which need no ``image_tmpl``), or a name given to ``register_source``.
+    files, which need no ``image_tmpl``), ``packed`` (a folder that ``scripts.pack`` wrote), or a name given to
+    ``register_source``.
     """
 
     name: str

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from .frame_folder import FrameFolder
 from .frame_source import FrameSource
 from .messages import shown
+from .packed import PackedStore
 from .video_file import VideoFile
 from .video_list import DataError
 
@@ -49,3 +50,4 @@ def _frame_folder(config: "DatasetConfig") -> FrameFolder:
 
 register_source("folder", _frame_folder)
 register_source("video", lambda config: VideoFile(config.root))
+register_source("packed", lambda config: PackedStore(config.root))

@@ -151,7 +151,7 @@ def test_kinds_of_source(tmp_path, registered):
     for source, message in [
         ("vidoe", "unknown source 'vidoe'; did you mean video?"),
         ("stack", "unknown source 'stack'; did you mean stacks?"),
-        ("?", r"unknown source '\?'; known: folder, video, stacks"),
+        ("?", r"unknown source '\?'; known: folder, video, packed, stacks"),
         (3, "source is 3, not str"),
         ("folder", "lacks the key 'image_tmpl'"),
     ]:
