@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import ExifTags, Image, ImageMode
 
@@ -24,8 +25,10 @@ _TURNS = {
 }  # EXIF's orientation -> the operation that turns the stored image upright
 
 
-def open_image(file: Path, mode: str = "RGB", flow: str | None = None) -> Image.Image:
+def open_image(file: Path | BinaryIO, mode: str = "RGB", flow: str | None = None) -> Image.Image:
     """The image of a file in ``mode`` (RGB or L), turned as its EXIF data say, as a viewer shows it.
+
+    ``file`` is a path, or an open file whose ``str`` is its name in messages.
 
     16-bit RGB becomes 8-bit RGB, because Pillow keeps the upper byte of each value. ``flow`` is the image_tmpl if the
     file holds flow, otherwise None. An RGB file of flow is packed flow.
