@@ -106,7 +106,8 @@ def write_everything(plan: Plan, preparation: Preparation, to: Path, settings: d
     done = sum(path in preparation.finished for path in plan.clips)
     text = f"prepared {done} of {len(plan.clips)} videos, {len(skipped)} skipped"
     text += f" (reasons in {one_line(to / SKIPPED)})" if skipped else ""
-    return f"{text}; train with: python main.py {' or '.join(one_line(to / lists.yaml) for lists in plan.lists)} MODEL --run NAME"
+    files = " or ".join(one_line(to / lists.yaml) for lists in plan.lists)
+    return f"{text}; train with: python main.py {files} MODEL --run NAME"
 
 
 def _write_yaml(lists: Lists, plan: Plan, to: Path, settings: dict, root: Path) -> None:

@@ -22,10 +22,11 @@ def encode(
     audio: bool = False,
     rate: int = 12,
     seed: int = 0,
+    gop: int = 250,
 ) -> Path:
     """A video of coloured frames, each of one colour with a brighter block, in the form of the file's ending.
 
-    ``times``: seconds of each frame, for a variable frame rate.
+    ``times``: seconds of each frame, for a variable frame rate. ``gop``: each so many frames stand for themselves.
     """
     codec = {".webm": "libvpx", ".mp4": "libx264", ".avi": "mpeg4", ".mkv": "libx264"}[file.suffix]
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -33,6 +34,7 @@ def encode(
     with av.open(str(file), "w") as container:
         stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        stream.gop_size = gop
         if codec == "libx264":
             stream.codec_context.options = {"preset": "ultrafast"}
         sound = container.add_stream("libopus" if file.suffix == ".webm" else "aac", rate=48000) if audio else None
@@ -141,7 +143,7 @@ def epic55(folder: Path) -> None:
     columns = "uid,participant_id,video_id,narration,start_timestamp,stop_timestamp,start_frame,stop_frame"
     lines = [columns + ",verb,verb_class,noun,noun_class,all_nouns,all_noun_classes"]
     for i, person in enumerate(("P01", "P02", "P30")):
-        file = encode(folder / "videos" / person / f"{person}_01.mp4", frames=14, seed=i)
+        file = encode(folder / "videos" / person / f"{person}_01.mp4", frames=14, seed=i, gop=3)
         file.rename(file.with_suffix(".MP4"))  # as published
         for part, (start, stop) in enumerate((("00:00:00.00", "00:00:00.50"), ("00:00:00.25", "00:00:01.00"))):
             words = f'{2 * i + part},{person},{person}_01,"open, door",{start},{stop},1,30'
