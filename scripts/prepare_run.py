@@ -251,22 +251,24 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
     if workers == 0:
         yield None
         return
-    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
+    # A fork of this process could wait for ever for a lock that one of its threads (torch's, tqdm's) holds.
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
-    pool = ProcessPoolExecutor(workers, context, _end_with_parent, (os.getpid(),))
+    if method == "forkserver":
+        context.set_forkserver_preload(["scripts.prepare_frames"])
+    pool = ProcessPoolExecutor(workers, context, _end_with_parent)
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _end_with_parent(parent: int) -> None:
+def _end_with_parent() -> None:
     """A worker whose parent was killed would wait for work for ever. Ctrl-C is for the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
+        multiprocessing.parent_process().join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -40,7 +40,7 @@ def encode(
         sound = container.add_stream("libopus" if file.suffix == ".webm" else "aac", rate=48000) if audio else None
         if times:
             stream.codec_context.time_base = Fraction(1, 1000)
-        for number in range(frames):
+        for number in range(len(times) if times else frames):
             frame = av.VideoFrame.from_ndarray(picture(number, size, seed), format="rgb24")
             if times:
                 frame.pts, frame.time_base = round(times[number] * 1000), Fraction(1, 1000)
