@@ -72,10 +72,10 @@ def write_everything(plan: Plan, preparation: Preparation, to: Path, settings: d
         f"{path}\t{one_line(reason, 2000)}\t{plan.clips[path].where}" for path, reason in preparation.skipped.items()
     ]
     _write(to / SKIPPED, "".join(f"{line}\n" for line in skipped))
-    counts = {}
+    counts, texts = {}, {}
     for lists in plan.lists:
         for split in ("train", "val"):
-            videos = getattr(lists, split)
+            videos, name = getattr(lists, split), getattr(lists, f"{split}_list")
             listed = [(*preparation.finished[path], label) for path, label in videos if path in preparation.finished]
             if not listed:
                 first = next(
@@ -85,12 +85,12 @@ def write_everything(plan: Plan, preparation: Preparation, to: Path, settings: d
                     f"{lists.yaml}: no video for the {split} list ({one_line(first)}); {one_line(to / SKIPPED)} "
                     "says why for each; are the videos among the given paths?"
                 )
-            _write(to / getattr(lists, f"{split}_list"), "".join(f"{p} {n} {label}\n" for p, n, label in listed))
-            counts[getattr(lists, f"{split}_list")] = {
-                "annotated": len(videos),
-                "listed": len(listed),
-                "published": lists.published.get(split, "not checked"),
-            }
+            texts[name] = "".join(f"{path} {frames} {label}\n" for path, frames, label in listed)
+            published = lists.published.get(split, "not checked")
+            counts[name] = {"annotated": len(videos), "listed": len(listed), "published": published}
+    for name, text in texts.items():
+        _write(to / name, text)
+    for lists in plan.lists:
         _write_yaml(lists, plan, to, settings, preparation.output.root)
     forms = {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in plan.forms}
     record = {
