@@ -113,7 +113,7 @@ def target_of(args: argparse.Namespace) -> Path:
     if args.to is not None:
         return Path(args.to)
     if args.dataset == "folder":
-        return Path(f"{os.path.normpath(args.paths[0])}_prepared")
+        return Path(f"{os.path.normpath(args.paths[0]).removesuffix('.csv')}_prepared")
     return Path(load_dataset_config(YAML_OF.get(args.dataset, args.dataset)).root).parent
 
 

@@ -78,7 +78,7 @@ class Inputs:
 
     def __init__(self, paths: list[str], ignored: list[Path]):
         self.paths, self.files = [Path(path) for path in paths], []
-        self.frame_folders: dict[str, Path] = {}
+        self.frame_folders: dict[str, list[Path]] = {}
         skip = {path.resolve() for path in ignored}
         for path in self.paths:
             if path.is_file():
@@ -98,7 +98,7 @@ class Inputs:
             folders.sort()
             files = [Path(here, name) for name in sorted(names) if not name.startswith(".")]
             if files and all(file.suffix.lower() in (".jpg", ".jpeg") for file in files):
-                self.frame_folders[real.name] = Path(here)
+                self.frame_folders.setdefault(real.name, []).append(Path(here))
             else:
                 self.files += files
 

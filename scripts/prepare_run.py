@@ -11,7 +11,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path, PurePosixPath
 
@@ -58,6 +58,7 @@ class Preparation:
             Progress(len(todo), len(todo) - len(mine)) as progress,
             _pool(workers) as pool,
         ):
+            journal.write("\n")  # after a line that a kill has cut off
             pending: set[Future] = set()
             for function, *words in self._jobs(mine):
                 if pool is None:
@@ -94,8 +95,8 @@ class Preparation:
 
     def _read_journals(self) -> None:
         for file in sorted(self.journal.parent.glob("*.jsonl")):
-            for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
-                if line.endswith("\n"):  # a kill can cut off the last line
+            for line in file.read_text(encoding="utf-8").split("\n"):
+                with suppress(ValueError):  # an empty line, or one that a kill has cut off
                     path, listed, frames = json.loads(line)
                     self.finished[path] = listed, frames
 
@@ -106,9 +107,23 @@ class Preparation:
         self.finished.pop(path, None)
         folder = self.output.root / path
         if not self.keep_videos and folder.is_dir():
-            self.finished[path] = path, len(os.listdir(folder))
+            self.finished[path] = path, self._frames_there(folder)
             return True
         return False
+
+    def _frames_there(self, folder: Path) -> int:
+        """The number of frames in a folder that this run did not write.
+
+        Errors: ``DataError`` if its files are not frames 1 to N under the names that the lists need.
+        """
+        names, tmpl = os.listdir(folder), self.output.image_tmpl
+        if not names or {tmpl.format(i + 1) for i in range(len(names))} != set(names):
+            first, last = tmpl.format(1), tmpl.format(len(names))
+            raise DataError(
+                f"{one_line(folder)}: its {len(names)} files are not frames {first} to {last}; "
+                "remove or rename them, or choose another --to"
+            )
+        return len(names)
 
     def _listed(self, path: str) -> str:
         return self.kept[path] if self.keep_videos else path
@@ -128,7 +143,10 @@ class Preparation:
         if self.plan.frames_given:
             for path in sorted(missing & self.inputs.frame_folders.keys()):
                 missing.remove(path)
-                yield copy_frames, self.inputs.frame_folders[path], path, self.output, False
+                first, *more = self.inputs.frame_folders[path]
+                if more:
+                    raise DataError(f"{one_line(first)} and {one_line(more[0])} have one name; give only one of them")
+                yield copy_frames, first, path, self.output, False
         for archive in self.archives:
             if missing:
                 yield from (self._frames_in if self.plan.frames_given else self._videos_in)(archive, missing)

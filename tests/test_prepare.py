@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import av
@@ -18,7 +19,7 @@ from toy_run import ROOT, quick_flags, run_inside
 
 from data import load_dataset_config, read_list
 from data.image_file import open_image
-from data.video_file import FileInfo, read_frames
+from data.video_file import FileInfo, opened, read_frames
 from scripts.prepare_frames import jpeg_tables
 from scripts.steps import children
 
@@ -115,11 +116,9 @@ def test_classes_are_numbered_alphabetically_where_flips_need_it(tmp_path, offic
     made = load_dataset_config(str(tmp_path / "to/something_v1.yaml"))
     assert made.categories == config.categories
     assert made.mirror_pairs == {86: 87, 87: 86, 93: 94, 94: 93, 166: 167, 167: 166}
-    assert [video.label for video in read_list(made.val_list, 174)] == [names_of(CLASSES, config)[i] for i in (1, 0)]
-
-
-def names_of(names: list[str], config) -> list[int]:
-    return [config.categories.index(name) for name in names]
+    assert [video.label for video in read_list(made.val_list, 174)] == [
+        config.categories.index(CLASSES[i]) for i in (1, 0)
+    ]
 
 
 def test_segments_are_cut_at_their_seconds(tmp_path, official):
@@ -133,6 +132,40 @@ def test_segments_are_cut_at_their_seconds(tmp_path, official):
     output = prepare("epic55", tmp_path / "official", "--to", tmp_path / "to", "--val_participants", "P02")
     assert "participants P02; SDA's split is not published" in output
     assert (tmp_path / "to/verb_val.txt").read_text() == "P02_01_2 6 0\nP02_01_3 9 1\n"
+
+
+def test_a_jump_that_lands_too_late_is_not_used(tmp_path, official, monkeypatch):
+    """Some files have a wrong index. The first jump goes to the middle here."""
+    jumps = []
+
+    class Late:
+        def __init__(self, container):
+            self.decode, self.real = container.decode, container
+
+        def seek(self, offset, **settings):
+            jumps.append(offset)
+            self.real.seek(700_000 if len(jumps) == 1 else offset, **({} if len(jumps) == 1 else settings))
+
+    @contextmanager
+    def opened_late(file):
+        with opened(file) as (container, *rest):
+            yield Late(container), *rest
+
+    monkeypatch.setattr("scripts.prepare_frames.opened", opened_late)
+    prepare("epic55", official("epic55"), "--to", tmp_path / "to")
+    assert frames_of(tmp_path / "to/segments/P01_01_0") == [0, 1, 2, 3, 4, 5] and len(jumps) == 7
+
+
+def test_frames_that_stand_in_their_place_are_taken(tmp_path, official):
+    files = official("something_v1")
+    prepare("something_v1", files, "--to", tmp_path / "to")
+    shutil.rmtree(tmp_path / "to/journal")
+    output = prepare("something_v1", *files.glob("*.csv"), "--to", tmp_path / "to")
+    assert "6 of 6 videos are finished already" in output and "prepared 6 of 6" in output
+    shutil.rmtree(tmp_path / "to/journal")
+    (tmp_path / "to/frames/4/00002.jpg").unlink()
+    message = f"{tmp_path}/to/frames/4: its 4 files are not frames 00001.jpg to 00004.jpg; remove or rename them"
+    assert message in prepare("something_v1", *files.glob("*.csv"), "--to", tmp_path / "to", code=1)
 
 
 def test_gym_elements_come_from_videos_or_from_files_of_their_own(tmp_path, official):
@@ -229,9 +262,8 @@ def test_kept_videos_train_without_frame_folders(tmp_path, official, name):
     config = load_dataset_config(str(tmp_path / f"to/{name}.yaml"))
     paths = [video.path for video in read_list(config.train_list, 2)]
     assert config.source == "video"
-    assert paths[0] == ("1.webm" if name == "something_v2" else str(files / "UCF-101/ApplyEyeMakeup")) + paths[0][
-        len(paths[0].rpartition("/")[0]) :
-    ] * (name == "ucf101")
+    in_place = str(files / "UCF-101/ApplyEyeMakeup/v_ApplyEyeMakeup_g00_c01.avi")
+    assert paths[0] == ("1.webm" if name == "something_v2" else in_place)
     assert "Top-1" in train_and_test(tmp_path, tmp_path / f"to/{name}.yaml", 2)
     assert "6 of 6 videos are finished already" in prepare(name, files, "--to", tmp_path / "to", "--keep_videos")
 
@@ -284,6 +316,7 @@ def test_a_killed_run_leaves_whole_videos_and_goes_on(tmp_path):
     assert f"{len(finished) - 1} of 12 videos are finished already" in output
     assert "prepared 12 of 12 videos, 0 skipped" in output
     assert {folder: folder.stat().st_mtime_ns for folder in before} == before
+    assert "12 of 12 videos are finished already" in prepare(*words)
     prepare("folder", tree, "--to", tmp_path / "other/to")
     for folder in ("to", "other/to"):
         shutil.rmtree(tmp_path / folder / "journal")
