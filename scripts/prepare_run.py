@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from itertools import count
+from multiprocessing import forkserver
 from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
@@ -274,6 +275,9 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
     context = multiprocessing.get_context(method)
     if method == "forkserver":
         context.set_forkserver_preload(["scripts.prepare_frames"])
+        former = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server inherits this: Ctrl-C is for this process
+        forkserver.ensure_running()
+        signal.signal(signal.SIGINT, former)
     pool = ProcessPoolExecutor(workers, context, _end_with_parent)
     try:
         yield pool
@@ -282,7 +286,7 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever. Ctrl-C is for the parent."""
+    """A worker whose parent was killed would wait for work for ever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
