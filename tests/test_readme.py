@@ -65,6 +65,8 @@ def workplace(tmp_path_factory):
     (folder / "my_flow.yaml").write_text(yaml.safe_dump(config))
     write_slurm_stubs(folder / "bin")
     write_clip(folder / "my_clip.mp4")
+    for name in ("jump/1", "jump/2", "run/1", "run/2"):
+        write_clip(folder / "my_videos" / f"{name}.mp4")
     rng = np.random.default_rng(0)
     for part, classes in (("verb", 125), ("noun", 352)):
         scores, labels = rng.standard_normal((6, classes), np.float32), rng.integers(0, classes, 6)
@@ -78,6 +80,7 @@ def workplace(tmp_path_factory):
 
 def write_clip(file: Path) -> None:
     """One second of grey noise."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(file), "w") as container:
         stream = container.add_stream("mpeg4", rate=12)
         stream.width = stream.height = 64
