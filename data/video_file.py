@@ -84,7 +84,7 @@ class FileInfo:
         self.num_frames, self.notes = 0, []
         with opened(path) as (container, stream, aspect):
             first = None
-            for self.num_frames, frame in _frames(container, stream, aspect):
+            for self.num_frames, frame in numbered_frames(container, stream, aspect):
                 first = first or frame
             if first is None:
                 raise DataError("holds no frame; is it a video?")
@@ -119,9 +119,9 @@ def read_frames(path: Path, numbers: list[int]) -> dict[int, Image.Image]:
     """
     wanted, images = set(numbers), {}
     with opened(path) as (container, stream, aspect):
-        for number, frame in _frames(container, stream, aspect):
+        for number, frame in numbered_frames(container, stream, aspect):
             if number in wanted:
-                images[number] = _show(frame, aspect)
+                images[number] = shown_image(frame, aspect)
             if len(images) == len(wanted):
                 break
     return images
@@ -153,7 +153,7 @@ def _pyav() -> ModuleType:
     return av
 
 
-def _frames(container: Any, stream: Any, aspect: Fraction) -> Iterator[tuple[int, Any]]:
+def numbered_frames(container: Any, stream: Any, aspect: Fraction) -> Iterator[tuple[int, Any]]:
     """PyAV's frames with their numbers.
 
     Errors: ``DataError`` if frames have different sizes or a size that allows no crops.
@@ -191,12 +191,13 @@ def _squared(frame: Any, aspect: Fraction) -> tuple[int, int]:
 
 
 def _shown_size(frame: Any, aspect: Fraction) -> tuple[int, int]:
-    """(width, height) of a frame as ``_show`` gives it."""
+    """(width, height) of a frame as ``shown_image`` gives it."""
     size = _squared(frame, aspect)
     return size[::-1] if _turn(frame) in _SIDEWAYS else size
 
 
-def _show(frame: Any, aspect: Fraction) -> Image.Image:
+def shown_image(frame: Any, aspect: Fraction) -> Image.Image:
+    """One of ``numbered_frames`` as an RGB image, as a player shows it: with square pixels and turned."""
     image, size, turn = frame.to_image(), _squared(frame, aspect), _turn(frame)
     if size != image.size:
         image = image.resize(size, Image.Resampling.BILINEAR)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from data import DataError
 from data.image_file import open_image
-from data.video_file import FileInfo, _frames, _show, opened
+from data.video_file import FileInfo, numbered_frames, opened, shown_image
 from scripts.prepare_plan import Place
 
 # ffmpeg's MJPEG encoder divides by this matrix (MPEG-1's for intra frames) times the quality, over 8.
@@ -136,7 +136,7 @@ def _write_clip(file: Path, place: Place, folder: Path, output: Output) -> int:
         stream.codec_context.thread_count = 1  # the videos are decoded side by side
         for frame in _within(container, stream, aspect, place):
             count += 1
-            _save(_show(frame, aspect), folder / output.image_tmpl.format(count), output)
+            _save(shown_image(frame, aspect), folder / output.image_tmpl.format(count), output)
     if not count:
         part = "" if place.start is None else f" from {place.start:.2f} to {place.end:.2f} s"
         raise DataError(f"holds no frame{part}; is it the whole video?")
@@ -146,14 +146,14 @@ def _write_clip(file: Path, place: Place, folder: Path, output: Output) -> int:
 def _within(container: Any, stream: Any, aspect: Any, place: Place) -> Iterator[Any]:
     """The frames of a place. A jump is taken only if it lands before the start."""
     if place.start is None:
-        yield from (frame for _, frame in _frames(container, stream, aspect))
+        yield from (frame for _, frame in numbered_frames(container, stream, aspect))
         return
     origin = (stream.start_time or 0) * stream.time_base if stream.time_base else 0
     start, end = place.start - LARGEST_STEP, place.end - LARGEST_STEP
     container.seek(max(0, int((start + float(origin)) / stream.time_base)), stream=stream, backward=True)
     for attempt in range(2):
         first = True
-        for _, frame in _frames(container, stream, aspect):
+        for _, frame in numbered_frames(container, stream, aspect):
             if frame.time is None:
                 raise DataError("has no time stamps, so a part of it cannot be found")
             time = frame.time - float(origin)

@@ -66,6 +66,15 @@ def test_no_test_module_imports_another():
         assert not {name for name in imported(path) if name.startswith("test_")}, path
 
 
+def test_private_names_stay_in_their_file():
+    """A name that begins with an underscore is nobody else's. (torch's own private classes have no public name.)"""
+    for path in (path for room in MAY_IMPORT for path in (ROOT / room).glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.level or node.module.split(".")[0] in MAY_IMPORT):
+                private = [alias.name for alias in node.names if alias.name.startswith("_")]
+                assert not private, f"{path} imports {private}"
+
+
 def test_no_function_or_class_is_written_twice():
     """All bodies of at least four statements differ. Names and docstrings do not count."""
     found: dict[str, str] = {}
