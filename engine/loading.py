@@ -5,7 +5,7 @@ import shutil
 import tempfile
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from data import DataError, DatasetConfig, EvalDataset, TrainDataset, Video, collate, read_list
 from data.checks import Finding, list_findings, overlap_findings
@@ -16,7 +16,7 @@ from . import distributed
 from .batch import BatchPlan, StepSampler
 from .config import ConfigError, Recipe
 from .log import info
-from .workers import leave_signals_to_the_main_process
+from .workers import batches, leave_signals_to_the_main_process
 
 PREFETCH = 2  # batches that each worker has ready
 SHARED_MEMORY = "/dev/shm"
@@ -121,16 +121,19 @@ def _report(findings: list[Finding], allowed: bool) -> None:
         info(finding.text)
 
 
-def check_clips(dataset: EvalDataset, on_bad_video: str, count: int = 4) -> None:
-    """Read a few videos, spread over the list, before the first epoch. A crop that does not fit fails for all of them.
+def check_clips(dataset: EvalDataset, on_bad_video: str, workers: int, count: int = 4) -> None:
+    """Read a few videos from across the list before training starts. A crop that does not fit fails on any of them.
 
-    Errors: ``DataError`` for the first video that cannot be read. If bad videos are skipped, it is raised only if none
-    of them can be read.
+    If there are ``workers``, a loading process reads them. A process that has decoded video files itself must not fork
+    afterwards: FFmpeg's locks may then block its loading processes for ever.
+
+    Errors: ``DataError`` for the first video that cannot be read. If such videos are skipped, only if none can be read.
     """
     places = sorted({round(i * (len(dataset) - 1) / (count - 1)) for i in range(count)})
-    errors = [item for item in (dataset[i] for i in places) if isinstance(item, DataError)]
+    loader = make_loader(Subset(dataset, places), min(workers, 1), torch.device("cpu"), collate_good, batch_size=1)
+    errors = [reason for _, unread in batches(loader) for reason in unread.values()]
     if errors and (on_bad_video == "stop" or len(errors) == len(places)):
-        raise errors[0]
+        raise DataError(errors[0])
 
 
 def clip_bytes(dataset: TrainDataset | EvalDataset) -> int:

@@ -81,7 +81,7 @@ def prepare(args: argparse.Namespace, start: Start, device: torch.device) -> Run
     describe_workers(recipe.workers)
     if distributed.is_main():
         check_lists(dataset, train_set.videos, val_set.videos, **{key: given.get(key, False) for key in ALLOWED})
-        check_clips(val_set, recipe.on_bad_video)
+        check_clips(val_set, recipe.on_bad_video, recipe.workers)
 
     random.seed(recipe.seed)
     np.random.seed(recipe.seed)  # noqa: NPY002  no code here draws from it; code that a user adds may
