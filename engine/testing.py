@@ -204,9 +204,9 @@ def score_list(
 
     Errors: the errors of ``evaluate``.
     """
-    parts, left_out = [], {}
+    parts, left_out, source = [], {}, dataset.open_source()
     for member in members:
-        test_set = make_test_set(member, videos, dataset.open_source(), order)
+        test_set = make_test_set(member, videos, source, order)
         info(f"{member.file}: {member.model.arch}, {member.views}, {len(videos)} videos{order.suffix}")
         part, _, unread = evaluate(
             member.model.to(precision.device),

@@ -29,6 +29,7 @@ from data import DataError, load_dataset_config
 from data.messages import one_line, shown
 from engine import distributed
 from engine.flags import parse_arguments
+from engine.loading import processes_and_cores
 from scripts.prepare_forms import FORMS, epic55
 from scripts.prepare_frames import Output, WriteError
 from scripts.prepare_plan import Inputs, Plan
@@ -78,8 +79,7 @@ def main(args: argparse.Namespace) -> None:
     """
     short_side = None if args.short_side is None else number("--short_side", args.short_side, 8, 10_000)
     quality = number("--quality", args.quality, 1, 31)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = cores if args.workers is None else number("--workers", args.workers, 0, 1000)
+    workers = processes_and_cores()[1] if args.workers is None else number("--workers", args.workers, 0, 1000)
     shard = shard_of(args.shard)
     for flag, dataset in (("val", "folder"), ("seed", "folder"), ("val_participants", "epic55")):
         if getattr(args, flag) is not None and args.dataset != dataset:

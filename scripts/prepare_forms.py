@@ -1,6 +1,7 @@
 """The official annotation files of each dataset, and trees of one's own, as a ``Plan``."""
 
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from data import DataError, DatasetConfig, load_dataset_config
@@ -54,30 +55,16 @@ def something_v1(inputs: Inputs) -> Plan:
         inputs.find("list of validation videos", "*v1-validation.csv", "validation.csv", "val.csv"),
     ]
     names = sorted({name for _, name in lines_of(names_file)})
-    labels, clips, splits = {name: i for i, name in enumerate(names)}, {}, []
-    for file in files:
-        videos = []
+
+    def videos_of(file: Path) -> Iterator[tuple[str, str, str]]:
         for where, line in lines_of(file):
             number, mark, name = line.partition(";")
             if not mark:
                 raise DataError(f"{where}: {shown(line)} is not 'id;class name'; is this the official file?")
-            videos.append((_add(clips, number, where), label_of(name.strip(), labels, where, names_file)))
-        splits.append(videos)
-    config = load_dataset_config("something_v1")
-    lists = _lists(config, *splits, names, {"train": 86_017, "val": 11_522})
-    notes = _compare_names(names, config)
-    version = "Something-Something V1"
-    forms = [names_file, *files]
-    return _plan(
-        config,
-        clips,
-        [lists],
-        label_version=version,
-        class_order=ALPHABETICAL,
-        forms=forms,
-        frames_given=True,
-        notes=notes,
-    )
+            yield where, number, name.strip()
+
+    counts = {"train": 86_017, "val": 11_522}
+    return _something("V1", names_file, names, files, videos_of, counts, frames_given=True)
 
 
 def something_v2(inputs: Inputs) -> Plan:
@@ -88,19 +75,44 @@ def something_v2(inputs: Inputs) -> Plan:
         inputs.find("list of validation videos", "*v2-validation.json", "validation.json"),
     ]
     names = sorted(json_of(names_file, dict))
+
+    def videos_of(file: Path) -> Iterator[tuple[str, str, str]]:
+        for where, entry in entries_of(file, id=str, template=str):
+            yield where, entry["id"], re.sub(r"[\[\]]", "", entry["template"])
+
+    return _something("V2", names_file, names, files, videos_of, {"train": 168_913, "val": 24_777})
+
+
+def _something(
+    version: str,
+    names_file: Path,
+    names: list[str],
+    files: list[Path],
+    videos_of: Callable[[Path], Iterator[tuple[str, str, str]]],
+    published: dict[str, int],
+    frames_given: bool = False,
+) -> Plan:
+    """A version of Something-Something.
+
+    ``videos_of`` gives the place in the file, the id and the class name of each video of a list file.
+    """
     labels, clips, splits = {name: i for i, name in enumerate(names)}, {}, []
     for file in files:
         videos = []
-        for where, entry in entries_of(file, id=str, template=str):
-            name = re.sub(r"[\[\]]", "", entry["template"])
-            videos.append((_add(clips, entry["id"], where), label_of(name, labels, where, names_file)))
+        for where, number, name in videos_of(file):
+            videos.append((_add(clips, number, where), label_of(name, labels, where, names_file)))
         splits.append(videos)
-    config = load_dataset_config("something_v2")
-    lists = _lists(config, *splits, names, {"train": 168_913, "val": 24_777})
-    notes = _compare_names(names, config)
-    version = "Something-Something V2"
-    forms = [names_file, *files]
-    return _plan(config, clips, [lists], label_version=version, class_order=ALPHABETICAL, forms=forms, notes=notes)
+    config = load_dataset_config(f"something_{version.lower()}")
+    return _plan(
+        config,
+        clips,
+        [_lists(config, *splits, names, published)],
+        label_version=f"Something-Something {version}",
+        class_order=ALPHABETICAL,
+        forms=[names_file, *files],
+        frames_given=frames_given,
+        notes=_compare_names(names, config),
+    )
 
 
 def _compare_names(names: list[str], config: DatasetConfig) -> list[str]:

@@ -123,8 +123,6 @@ def _without_endings(rows: list[Row]) -> list[Row]:
 
 def _draw(rows: list[Row], val: float, seed: int) -> list[str]:
     """The split of each row; each class is drawn by itself."""
-    if not 0 < val < 1:
-        raise DataError(f"--val {val}: must be between 0 and 1, such as 0.2")
     splits = ["train"] * len(rows)
     for label in sorted({row[2] for row in rows}):
         members = [i for i, row in enumerate(rows) if row[2] == label]

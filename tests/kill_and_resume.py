@@ -43,8 +43,13 @@ def start(
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "--"]
     words = [str(program), "small.yaml", "tsm_tiny", "--run", run, "--resume", "auto"]
+    return launch([*launcher, *words, *quick_flags(**CHANCE | {"epochs": epochs} | flags)], folder)
+
+
+def launch(command: list, folder: Path) -> subprocess.Popen:
+    """Start a program of the project in its own session, with its output in one stream."""
     return subprocess.Popen(
-        [*launcher, *words, *quick_flags(**CHANCE | {"epochs": epochs} | flags)],
+        command,
         cwd=folder,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from kill_and_resume import start, wait_for
+from kill_and_resume import launch, start, wait_for
 from toy_run import ROOT, make_dataset, quick_flags, run
 
 from scripts.steps import children, kill_all
@@ -128,15 +128,8 @@ def test_ctrl_c_ends_a_test(small):
         "EvalDataset.views = lambda *a, **k: print('reading', flush=True) or time.sleep(60)",
     )
     script.write_text(script.read_text().replace("main.py", "test_models.py"))
-    process = subprocess.Popen(
-        [sys.executable, script, "small.yaml", "--weights", weights, "--device", "cpu", "--workers", "2"],
-        cwd=small,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    words = ["small.yaml", "--weights", weights, "--device", "cpu", "--workers", "2"]
+    process = launch([sys.executable, script, *words], small)
     wait_for(process, "reading")
     os.killpg(process.pid, signal.SIGINT)
     output = ends(process)

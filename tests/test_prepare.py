@@ -46,19 +46,6 @@ def prepare(*words: object, code: int = 0) -> str:
     return result.stdout
 
 
-@pytest.fixture
-def official(tmp_path):
-    """A function that writes a dataset's official files and returns their folder."""
-
-    def write(name: str) -> Path:
-        folder = tmp_path / "official"
-        folder.mkdir()
-        OFFICIAL[name](folder)
-        return folder
-
-    return write
-
-
 def train_and_test(folder: Path, file: Path, videos: int) -> str:
     flags = quick_flags(**SHORT, train_resize="none", val_resize=32, val_crop=32, input_size=32)
     result = run_inside("main.py", file, "tsn_tiny", "--run", "own", *flags, cwd=folder)

@@ -5,7 +5,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from official_files import OFFICIAL, encode, jpeg, split, tar
+from official_files import encode, jpeg, split, tar
 from toy_run import run_inside
 
 
@@ -20,17 +20,6 @@ def error_of(name: str, *words: object) -> str:
     output = prepare(name, *words)
     assert output.count("error: ") == 1
     return output.splitlines()[-1]
-
-
-@pytest.fixture
-def official(tmp_path):
-    def write(name: str) -> Path:
-        folder = tmp_path / "official"
-        folder.mkdir()
-        OFFICIAL[name](folder)
-        return folder
-
-    return write
 
 
 # dataset, file, text there, text instead, message
