@@ -15,7 +15,7 @@ from reports.accuracy import accuracy, count_correct, means
 from . import distributed
 from .config import ConfigError
 from .interrupt import Stopped, StopRequest
-from .loading import check_shared_memory, clip_bytes, make_loader
+from .loading import check_shared_memory, clip_bytes, clips_on_device, make_loader
 from .log import info, progress
 from .log_lines import Meter, result_lines, validation_line
 from .precision import Precision
@@ -53,14 +53,15 @@ def evaluate(
     loader = _make_loader(dataset, batch_size, workers, precision.device, skip_bad)
     share = _Share()
     start = time.perf_counter()
-    for i, batch in enumerate(progress(loader, "val")):
+    batches = progress(loader, "val")
+    batches = map(share.keep_readable, batches) if skip_bad else batches
+    for i, (clips, labels, places) in enumerate(clips_on_device(batches, precision.device)):
         if stop is not None and stop.requested:
             break
-        clips, labels, places = share.keep_readable(batch) if skip_bad else batch
         if not len(labels):
             continue
         loaded = time.perf_counter()
-        scores = score(model, clips.to(precision.device, non_blocking=True), dataset, batch_size, precision)
+        scores = score(model, clips, dataset, batch_size, precision)
         sums = _sums(scores, labels.numpy(), label_smoothing)
         share.add(places.tolist(), scores, sums)
         share.times.update(time.perf_counter() - start)

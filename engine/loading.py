@@ -3,8 +3,10 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable, Iterator
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from data import DataError, DatasetConfig, EvalDataset, TrainDataset, Video, collate, read_list
@@ -45,6 +47,37 @@ def make_loader(
         generator=torch.Generator(),
         **settings,
     )
+
+
+def clips_on_device(batches: Iterable[tuple], device: torch.device) -> Iterator[tuple]:
+    """The batches (clips, ...), with their clips on the device. A batch without readable clips has no tensor there.
+
+    On a GPU, the next batch is copied while the network computes. It is asked for before the present batch is returned,
+    so the loader must give one batch more than the network has seen.
+    """
+    if device.type != "cuda":
+        for clips, *others in batches:
+            yield clips.to(device) if isinstance(clips, Tensor) else clips, *others
+        return
+    copies, present = torch.cuda.Stream(device), None
+    for clips, *others in batches:
+        with torch.cuda.stream(copies):
+            clips = clips.to(device, non_blocking=True) if isinstance(clips, Tensor) else clips
+            copied = copies.record_event()
+        if present is not None:
+            yield _after_copy(*present)
+        present = clips, others, copied
+    if present is not None:
+        yield _after_copy(*present)
+
+
+def _after_copy(clips: Tensor, others: list, copied: torch.cuda.Event) -> tuple:
+    """A batch that the present stream uses only after its copy has ended."""
+    stream = torch.cuda.current_stream()
+    stream.wait_event(copied)
+    if isinstance(clips, Tensor):
+        clips.record_stream(stream)  # otherwise its memory could be given to the next copy too early
+    return clips, *others
 
 
 def training_data(

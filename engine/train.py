@@ -16,7 +16,7 @@ from .checkpoint import Saver
 from .config import ConfigError, Recipe, first_few
 from .evaluate import evaluate
 from .interrupt import Stopped, StopRequest
-from .loading import advise_on_waiting
+from .loading import advise_on_waiting, clips_on_device
 from .log import info, progress
 from .log_lines import Meter, training_line
 from .state import TrainingState
@@ -106,7 +106,8 @@ class _Feed:
     """Batches of a loader, moved to the device and normalised, and the time spent waiting for them."""
 
     def __init__(self, batches: Iterator, dataset: TrainDataset, device: torch.device):
-        self.bar, self.batches, self.dataset, self.device = batches, iter(batches), dataset, device
+        self.bar, self.dataset, self.device = batches, dataset, device
+        self.batches = clips_on_device(map(self._completed, batches), device)
         # For the last step: seconds, places in the list, and place -> reason for clips that could not be read.
         self.waited, self.indices, self.unread = 0.0, [], {}
 
@@ -119,16 +120,19 @@ class _Feed:
         self.waited, self.indices, self.unread = 0.0, [], {}
         for _ in range(count):
             start = time.perf_counter()
-            batch = next(self.batches)
+            clips, labels, indices, unread = next(self.batches)
             self.waited += time.perf_counter() - start
-            batch, unread = batch if isinstance(batch, tuple) else (batch, {})
-            clips, labels, indices = batch or self._nothing(len(unread))
-            if unread and len(labels):
-                clips = clips[torch.arange(len(labels) + len(unread)) % len(labels)]
             self.indices += indices.tolist()
             self.unread |= unread
-            clips, labels = (tensor.to(self.device, non_blocking=True) for tensor in (clips, labels))
-            yield self.dataset.modality.normalise(clips), labels
+            yield self.dataset.modality.normalise(clips), labels.to(self.device, non_blocking=True)
+
+    def _completed(self, batch: list | tuple) -> tuple[Tensor, Tensor, Tensor, dict[int, str]]:
+        """A batch of the loader with other clips in the places of those that could not be read, and the reasons."""
+        batch, unread = batch if isinstance(batch, tuple) else (batch, {})
+        clips, labels, indices = batch or self._nothing(len(unread))
+        if unread and len(labels):
+            clips = clips[torch.arange(len(labels) + len(unread)) % len(labels)]
+        return clips, labels, indices, unread
 
     def _nothing(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
         data, none = self.dataset, torch.empty(0, dtype=torch.int64)

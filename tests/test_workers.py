@@ -6,6 +6,8 @@ import os
 import signal
 import threading
 import time
+import types
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from data import DataError, load_dataset_config
 from engine import workers
 from engine.batch import BatchPlan
 from engine.config import load_recipe
-from engine.loading import training_data
+from engine.loading import clips_on_device, training_data
 from engine.workers import batches
 
 LIMIT = 15  # seconds; PyTorch itself checks every 5 s whether a worker is gone
@@ -116,3 +118,47 @@ def test_an_error_ends_the_processes(small, tmp_path):
     while pids():
         assert time.monotonic() - begin < LIMIT
         time.sleep(0.05)
+
+
+def test_a_gpu_copies_the_next_batch_before_it_computes_with_the_present_one(monkeypatch):
+    """The order of what is asked of the GPU, with stand-ins for its streams."""
+    order = []
+
+    class Clips(torch.Tensor):
+        def to(self, device, non_blocking):
+            assert device is gpu and non_blocking
+            order.append(f"copy {len(self)} on {current[-1].name}")
+            return self
+
+        def record_stream(self, stream):
+            order.append(f"{len(self)} is used by {stream.name}")
+
+    class Stream:
+        def __init__(self, device, name="copies"):
+            self.name = name
+
+        def record_event(self):
+            return order[-1]
+
+        def wait_event(self, event):
+            order.append(f"{self.name} waits for: {event}")
+
+    @contextmanager
+    def use(stream):
+        current.append(stream)
+        yield
+        current.pop()
+
+    gpu, current = types.SimpleNamespace(type="cuda"), [Stream(None, "main")]
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", use)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: current[-1])
+    made = [(torch.zeros(size).as_subclass(Clips), size) for size in (1, 2, 3)]
+    for clips, size in clips_on_device(iter(made), gpu):
+        assert len(clips) == size
+        order.append(f"compute {size}")
+    copies = [f"copy {size} on copies" for size in (1, 2, 3)]
+    steps = [[f"main waits for: {copies[i]}", f"{i + 1} is used by main", f"compute {i + 1}"] for i in range(3)]
+    assert order == [*copies[:2], *steps[0], copies[2], *steps[1], *steps[2]]
+    assert list(clips_on_device(iter([]), gpu)) == []
+    assert list(clips_on_device(iter([((), 5)]), gpu)) == [((), 5)]
