@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -131,7 +132,7 @@ def frame_order(args: argparse.Namespace) -> FrameOrder:
 def test(
     args: argparse.Namespace,
     dataset: DatasetConfig,
-    videos: list[Video],
+    videos: Sequence[Video],
     members: list[Member],
     precision: Precision,
     order: FrameOrder,

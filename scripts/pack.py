@@ -137,7 +137,7 @@ def check_source(config: DatasetConfig, packer: Packer) -> None:
         )
 
 
-def longest_of_each(lists: dict[str, list[Video]]) -> list[Video]:
+def longest_of_each(lists: dict[str, Sequence[Video]]) -> list[Video]:
     """The videos of the lists, each once, as the line has it that gives most frames."""
     videos: dict[str, Video] = {}
     for video in (video for key in LISTS for video in lists[key]):

@@ -1,13 +1,15 @@
 """Lists, categories and dataset files of users are read, or refused with the right message."""
 
 import os
+import pickle
 import time
 
 import pytest
 
-from data import DataError, DatasetConfig, Video, load_dataset_config, read_list, toy
+from data import DataError, DatasetConfig, Video, VideoList, load_dataset_config, read_list, toy
 from data.checks import list_findings, overlap_findings
 from data.labels import mirror_pairs, read_categories
+from data.video_list import fingerprint
 from data.yaml_file import LARGEST_FILE
 from engine import loading
 from engine.config import RECIPES, ConfigError, load_recipe
@@ -19,7 +21,7 @@ DATASET = "name: own\nnum_classes: 2\nroot: frames\ntrain_list: t.txt\nval_list:
 def listed(tmp_path):
     """A function that writes these bytes to a list file and reads it."""
 
-    def read(content: bytes) -> list[Video]:
+    def read(content: bytes) -> VideoList:
         (tmp_path / "list.txt").write_bytes(content)
         return read_list(tmp_path / "list.txt", 174)
 
@@ -112,6 +114,21 @@ def test_a_long_list_is_read_and_checked_in_seconds(listed):
     assert list_findings(videos, "train.txt", 174, None, "root") == []
     assert overlap_findings(videos[::2], videos[1::2], "root") == []
     assert time.process_time() - start < 5  # about 0.6 s; a quadratic search would take an hour
+
+
+def test_a_list_of_arrays_is_the_python_list_of_its_videos(listed, tmp_path):
+    rows = [(f"{'ä' * (i % 7)} 𝄞/ {i}".strip(), 2**31 - 1 - i, 173 - i) for i in range(100)]
+    videos = listed("\n\n".join(f"{path} {frames} {label}" for path, frames, label in rows).encode())
+    plain = [Video(*row, f"{tmp_path}/list.txt:{2 * i + 1}") for i, row in enumerate(rows)]
+    assert list(videos) == [videos[i] for i in range(100)] == [videos[i - 100] for i in range(100)] == plain
+    assert all(type(value) in (int, str) for video in (videos[7], next(iter(videos))) for value in video)
+    assert (videos[90:3:-7], len(videos), plain[5] in videos) == (plain[90:3:-7], 100, True)
+    for place in 100, -101:
+        with pytest.raises(IndexError):
+            videos[place]
+    assert fingerprint(videos) == fingerprint(plain)
+    copy = pickle.loads(pickle.dumps(videos))
+    assert list(copy) == plain and len(pickle.dumps(videos)) < len(pickle.dumps(plain)) / 2
 
 
 @pytest.mark.parametrize(
