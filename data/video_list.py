@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .messages import LONGEST_PATH, one_line, path_problem, reason, shown
+from .regular_file import open_regular
 
 MOST_FRAMES = 2**31 - 1
 
@@ -140,7 +141,8 @@ def text_lines(file: str | Path) -> list[str]:
 
     Errors: ``OSError`` and ``ValueError``.
     """
-    return Path(file).read_bytes().decode("utf-8-sig").split("\n")
+    with open_regular(file) as opened:
+        return opened.read().decode("utf-8-sig").split("\n")
 
 
 def _whole_number(text: str) -> float | None:

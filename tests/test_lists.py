@@ -10,7 +10,7 @@ from data import DataError, DatasetConfig, Video, VideoList, load_dataset_config
 from data.checks import list_findings, overlap_findings
 from data.labels import mirror_pairs, read_categories
 from data.video_list import fingerprint
-from data.yaml_file import LARGEST_FILE
+from data.yaml_file import LARGEST_FILE, read_mapping
 from engine import loading
 from engine.config import RECIPES, ConfigError, load_recipe
 
@@ -105,6 +105,18 @@ def test_a_list_or_categories_that_cannot_be_opened_are_errors(tmp_path):
             with pytest.raises(DataError, match="cannot") as error:
                 read(tmp_path / name, 2)
             assert len(str(error.value)) < 600 and str(error.value).isprintable()
+
+
+def test_a_pipe_or_device_is_no_list(tmp_path):
+    """Without this check, the first waits for a writer for ever, and the second is read until the memory is full."""
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "device.txt").symlink_to("/dev/zero")
+    for name in "pipe.txt", "device.txt":
+        for read in (read_list, read_categories):
+            with pytest.raises(DataError, match=rf"{name}: cannot .* \(not a regular file but a pipe or a device"):
+                read(tmp_path / name, 2)
+        with pytest.raises(DataError, match="cannot .* a regular file"):
+            read_mapping(tmp_path / name, DataError)
 
 
 def test_a_long_list_is_read_and_checked_in_seconds(listed):
