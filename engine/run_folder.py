@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from data.messages import shown
+from data.messages import one_line, reason, shown
 
 from .config import ConfigError
 from .lock import hold_lock
@@ -46,6 +46,6 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             stack.enter_context(hold_lock(folder.with_name(f".{folder.name}.lock"), refusal))
         except OSError as error:
-            message = f"{folder}: cannot be written ({error}); free the place or choose another --run"
+            message = f"{one_line(folder)}: cannot be written ({reason(error)}); free the place or choose another --run"
             raise ConfigError(message) from None
         yield
