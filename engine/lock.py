@@ -7,22 +7,30 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from data.messages import one_line, reason
+
 from .config import ConfigError
 
 
 @contextmanager
-def hold_lock(path: Path, refusal: Callable[[str], str]) -> Iterator[None]:
+def hold_lock(path: Path, folder: Path, flag: str, refusal: Callable[[str], str]) -> Iterator[None]:
     """A context in which no other process holds the lock ``path``, on this node or on another that shares its folder.
+
+    The lock is for writing ``folder``, which the user chose with ``flag``.
 
     The lock belongs only to this process, not to the processes that it starts. The system releases the lock when the
     process ends for any reason. The lock file is deleted with the lock, and so are the folders that were made for it
     and are empty.
 
     Errors: ``ConfigError`` if another process holds the lock. Its message is ``refusal`` of a text that names this
-    process. ``OSError`` if the file cannot be written.
+    process. Also ``ConfigError`` if the lock file cannot be written.
     """
-    made = _make_folders(path.parent)
-    descriptor = _open_and_lock(path, refusal)
+    try:
+        made = _make_folders(path.parent)
+        descriptor = _open_and_lock(path, refusal)
+    except OSError as error:
+        message = f"{one_line(folder)}: cannot be written ({reason(error)}); free the place or choose another {flag}"
+        raise ConfigError(message) from None
     try:
         yield
     finally:
@@ -35,7 +43,7 @@ def hold_lock(path: Path, refusal: Callable[[str], str]) -> Iterator[None]:
 
 def _make_folders(folder: Path) -> list[Path]:
     """Make a folder and its parents; returns the folders that did not exist, the innermost first."""
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    made = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     folder.mkdir(parents=True, exist_ok=True)
     return made
 

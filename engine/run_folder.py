@@ -1,10 +1,10 @@
 """The files of a run: its folder ``net_runs/<run>/``, its log, and the lock against a second run of the same name."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
-from data.messages import one_line, reason, shown
+from data.messages import shown
 
 from .config import ConfigError
 from .lock import hold_lock
@@ -42,10 +42,5 @@ def locked(folder: Path) -> Iterator[None]:
             "end"
         )
 
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(hold_lock(folder.with_name(f".{folder.name}.lock"), refusal))
-        except OSError as error:
-            message = f"{one_line(folder)}: cannot be written ({reason(error)}); free the place or choose another --run"
-            raise ConfigError(message) from None
+    with hold_lock(folder.with_name(f".{folder.name}.lock"), folder, "--run", refusal):
         yield

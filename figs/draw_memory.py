@@ -9,7 +9,7 @@ LISTS = {  # Okabe-Ito palette, whose colours colour-blind readers can tell apar
     "tuples": ("a Python list of tuples", "#D55E00"),
     "arrays": ("a list in arrays", "#0072B2"),
 }
-PANELS = {"total": "main process and 8 loading processes (GB)", "worker": "one loading process alone (GB)"}
+PANELS = {"total": "main process and 8 loading processes (MB)", "worker": "one loading process alone (MB)"}
 
 
 def main() -> None:
@@ -31,10 +31,9 @@ def main() -> None:
         for form, (name, colour) in LISTS.items():
             mine = [row for row in rows if row["form"] == form]
             epochs, size = ([float(row[key]) for row in mine] for key in ("epochs", field))
-            size = [megabytes / 1e3 for megabytes in size]
             panel.plot(epochs, size, color=colour, linewidth=1.8)
             panel.annotate(
-                f"{name}, {size[-1]:.2g} GB",
+                f"{name}, {size[-1]:.0f} MB",
                 (epochs[-1], size[-1]),
                 (0, 6),
                 textcoords="offset points",
@@ -42,7 +41,7 @@ def main() -> None:
                 ha="right",
                 fontsize=9,
             )
-        panel.set_ylim(0, 1.15 * max(float(row[field]) for row in rows) / 1e3)
+        panel.set_ylim(0, 1.15 * max(float(row[field]) for row in rows))
         panel.set_xlim(0, None)
         panel.set_xlabel("epoch")
         panel.set_title(title, loc="left", fontsize=10)

@@ -150,15 +150,15 @@ def longest_of_each(lists: dict[str, Sequence[Video]]) -> list[Video]:
 def taken(folder: Path) -> Iterator[None]:
     """A context in which only this process packs into ``folder``. A folder that stays empty is deleted afterwards.
 
-    Errors: ``ConfigError`` if another process packs into it, or if it, or the dataset's YAML, is something else.
+    Errors: ``ConfigError`` if another process packs into it, if it, or the dataset's YAML, is something else, or if it
+    cannot be written.
     """
-    lock = folder / ".lock"
-    if not (folder / PLAN).exists():
-        others = [file for file in folder.glob("*") if file != lock and file.suffix != ".part"]
-        for file in [*filter(Path.exists, [dataset_file(folder)]), *others]:
-            raise ConfigError(f"{file} exists and was not written by scripts.pack; choose another --out")
-    text = f"another process packs into {folder}; wait for it or choose another --out"
-    with hold_lock(lock, lambda _: text):
+    lock, text = folder / ".lock", f"another process packs into {folder}; wait for it or choose another --out"
+    with hold_lock(lock, folder, "--out", lambda _: text):
+        if not (folder / PLAN).exists():
+            others = [file for file in folder.glob("*") if file != lock and file.suffix != ".part"]
+            for file in [*filter(Path.exists, [dataset_file(folder)]), *others]:
+                raise ConfigError(f"{file} exists and was not written by scripts.pack; choose another --out")
         for part in folder.glob(".*.part"):  # of a process that was killed
             part.unlink()
         yield
