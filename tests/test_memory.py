@@ -1,9 +1,11 @@
 """Loading processes share the list with the main process; the benchmark that measures it can tell the difference."""
 
 import csv
+import gc
 import multiprocessing
 import os
 import subprocess
+from collections.abc import Callable
 
 import pytest
 import quick_python
@@ -11,6 +13,7 @@ from toy_run import ROOT
 
 from benchmarks.memory import memory
 from data import read_list
+from engine.workers import begin_loading
 
 fork = multiprocessing.get_context("fork")
 
@@ -22,18 +25,18 @@ def long_list(tmp_path_factory):
     return read_list(file, 174)
 
 
-def read_all(videos, sender) -> None:
-    before = memory("self")[1]
-    for i in range(len(videos)):
-        videos[i]
-    sender.send(memory("self")[1] - before)
-
-
-def growth(videos) -> float:
-    """The memory in MB that a forked process takes for itself while it reads all videos of a list."""
+def growth(work: Callable[[], object]) -> float:
+    """The memory in MB that a forked process takes for itself while it works."""
     receiver, sender = fork.Pipe(duplex=False)
-    process = fork.Process(target=read_all, args=(videos, sender))
+
+    def measured() -> None:
+        before = memory("self")[1]
+        work()
+        sender.send(memory("self")[1] - before)
+
+    process = fork.Process(target=measured)
     process.start()
+    sender.close()
     size = receiver.recv()
     process.join()
     return size
@@ -41,8 +44,17 @@ def growth(videos) -> float:
 
 def test_a_forked_process_copies_no_list(long_list):
     """From a Python list of these videos, a process copies nearly all pages: 24 MB."""
-    assert growth(list(long_list)) > 10
-    assert growth(long_list) < 2
+    plain = list(long_list)
+    assert growth(lambda: [0 for i in range(len(plain)) if plain[i] is None]) > 10
+    assert growth(lambda: [0 for i in range(len(plain)) if long_list[i] is None]) < 2
+
+
+def test_garbage_collection_in_a_loading_process_copies_no_modules():
+    def collect() -> None:
+        begin_loading(0)
+        gc.collect()
+
+    assert growth(gc.collect) > 10 * growth(collect)
 
 
 def test_the_benchmark_of_memory(tmp_path):
