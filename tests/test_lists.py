@@ -255,6 +255,13 @@ def test_the_toy_set_is_drawn_for_its_own_file_only(dataset, monkeypatch):
     assert dataset(DATASET.replace("own", "toy_something")).name == "toy_something"
 
 
+def test_a_wrong_number_of_class_names_is_an_error_of_the_dataset_file(dataset):
+    with pytest.raises(
+        DataError, match=r"own.yaml: categories: 3 names for num_classes 2; write one a label, in order"
+    ):
+        dataset(DATASET + "categories: [a, b, c]\n")
+
+
 def test_class_names_are_of_one_line():
     with pytest.raises(DataError, match=r"categories: 'a\\nb' holds a control character"):
         read_categories(["a\nb", "c"], 2)
