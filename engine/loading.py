@@ -17,7 +17,7 @@ from . import distributed
 from .batch import BatchPlan, StepSampler
 from .config import ConfigError, Recipe
 from .log import info
-from .workers import batches, begin_loading
+from .workers import batches, leave_signals_to_the_main_process
 
 PREFETCH = 2  # batches that each worker has ready
 SHARED_MEMORY = "/dev/shm"
@@ -41,7 +41,7 @@ def make_loader(
         collate_fn=collate_fn,
         pin_memory=device.type == "cuda",
         prefetch_factor=PREFETCH if workers else None,
-        worker_init_fn=begin_loading,
+        worker_init_fn=leave_signals_to_the_main_process,
         # The loader has its own generator. Without it, each pass would take a random number from dropout's generator.
         generator=torch.Generator(),
         **settings,

@@ -1,7 +1,6 @@
 """Loading processes: how they handle signals, how long the main process waits for their data, and how they end."""
 
 import atexit
-import gc
 import multiprocessing
 import signal
 import threading
@@ -23,16 +22,12 @@ LONGEST_STOP = 30.0  # seconds that a process may be stopped, by SIGSTOP or a de
 LONGEST_WAIT = 600.0  # seconds without a batch, for any reason
 
 
-def begin_loading(_: int) -> None:
-    """``worker_init_fn``: loading processes ignore Ctrl-C and SIGTERM, and share the memory of the main process.
+def leave_signals_to_the_main_process(_: int) -> None:
+    """``worker_init_fn``: loading processes ignore Ctrl-C and a scheduler's SIGTERM.
 
-    After Ctrl-C, or SIGTERM from a scheduler, the main process finishes its step and needs their data. Because they
-    ignore the signal, ``terminate()`` does not end them; ``kill_loading_processes`` does.
-
-    A garbage collection writes into all objects. The process would then have its own copy of the modules that it
-    shares with the main process. Therefore its collections leave out the objects that it has at its start.
+    After such a signal, the main process finishes its step and needs their data. Because they ignore the signal,
+    ``terminate()`` does not end them; ``kill_loading_processes`` does.
     """
-    gc.freeze()
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 

@@ -1,7 +1,6 @@
 """Loading processes share the list with the main process; the benchmark that measures it can tell the difference."""
 
 import csv
-import gc
 import multiprocessing
 import os
 import subprocess
@@ -13,7 +12,6 @@ from toy_run import ROOT
 
 from benchmarks.memory import memory
 from data import read_list
-from engine.workers import begin_loading
 
 fork = multiprocessing.get_context("fork")
 
@@ -47,14 +45,6 @@ def test_a_forked_process_copies_no_list(long_list):
     plain = list(long_list)
     assert growth(lambda: [0 for i in range(len(plain)) if plain[i] is None]) > 10
     assert growth(lambda: [0 for i in range(len(plain)) if long_list[i] is None]) < 2
-
-
-def test_garbage_collection_in_a_loading_process_copies_no_modules():
-    def collect() -> None:
-        begin_loading(0)
-        gc.collect()
-
-    assert growth(gc.collect) > 10 * growth(collect)
 
 
 def test_the_benchmark_of_memory(tmp_path):
