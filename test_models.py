@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -87,9 +88,12 @@ def parse_args() -> argparse.Namespace:
     args = parse_arguments(parser)
     if args.batch_size < 1:
         parser.error(f"--batch_size {args.batch_size} must be at least 1")
-    args.weights = [file for value in args.weights for file in split_files(value)]
-    if not all(args.weights) or not args.weights:
+    files = [split_files(value) or [""] for value in args.weights]
+    args.weights = [file for value in files for file in value]
+    if not all(args.weights):
         parser.error("--weights holds an empty name; give a file")
+    if args.scores == "":
+        parser.error("--scores is an empty name; give a file")
     if (args.dataset is None) == (args.video is None):
         parser.error("give either a dataset or --video")
     return args
@@ -134,7 +138,7 @@ def frame_order(args: argparse.Namespace) -> FrameOrder:
 def test(
     args: argparse.Namespace,
     dataset: DatasetConfig,
-    videos: list[Video],
+    videos: Sequence[Video],
     members: list[Member],
     precision: Precision,
     order: FrameOrder,

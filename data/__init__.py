@@ -9,7 +9,7 @@ from .one_video import open_one_video
 from .packed import PackedStore
 from .sources import register_source
 from .video_file import VideoFile
-from .video_list import DataError, Video, read_list
+from .video_list import DataError, Video, VideoList, read_list
 
 __all__ = [
     "RGB",
@@ -23,6 +23,7 @@ __all__ = [
     "TrainDataset",
     "Video",
     "VideoFile",
+    "VideoList",
     "collate",
     "list_datasets",
     "load_dataset_config",

@@ -72,8 +72,8 @@ def load_dataset_config(dataset: str, **overrides: str | None) -> DatasetConfig:
         values[key] = str(folder / values[key])
     if isinstance(values.get("categories"), str):
         values["categories"] = folder / values["categories"]
-    config = DatasetConfig(**values | {"categories": read_categories(values.get("categories"), values["num_classes"])})
-    config = replace(config, **{key: value for key, value in overrides.items() if value is not None})
+    values["categories"] = read_categories(values.get("categories"), values["num_classes"], path)
+    config = replace(DatasetConfig(**values), **{key: value for key, value in overrides.items() if value is not None})
     _check_source(config, path)
     if path.resolve() == FOLDER.resolve() / f"{toy.NAME}.yaml" and not overrides.get("root"):
         toy.draw_once(FOLDER / toy.NAME, config.categories)

@@ -18,8 +18,12 @@ MIRROR_WORDS = {
 _WORD = re.compile(r"\b(" + "|".join(MIRROR_WORDS) + r")\b")  # for lower case
 
 
-def read_categories(categories: list[str] | str | Path | None, num_classes: int) -> list[str] | None:
+def read_categories(
+    categories: list[str] | str | Path | None, num_classes: int, dataset_file: Path | None = None
+) -> list[str] | None:
     """Class names in label order, from a list or from a UTF-8 file with one name per line.
+
+    ``dataset_file`` is the file that the list stands in, for messages.
 
     Errors: ``DataError`` if the file cannot be read, the count is not ``num_classes``, a name appears twice, or a name
     holds a control character.
@@ -27,7 +31,7 @@ def read_categories(categories: list[str] | str | Path | None, num_classes: int)
     if categories is None:
         return None
     if isinstance(categories, list):
-        names, source = categories, "categories"
+        names, source = categories, f"{one_line(dataset_file)}: categories" if dataset_file else "categories"
     else:
         source = one_line(categories)
         try:

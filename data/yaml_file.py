@@ -5,6 +5,7 @@ from pathlib import Path
 import yaml
 
 from .messages import one_line, reason, shown
+from .regular_file import open_regular
 
 LARGEST_FILE = 1_000_000  # bytes; PyYAML reads about one megabyte in ten seconds
 MOST_KEYS = 1_000_000  # a short file with nested merges ("<<") can hold any number of keys
@@ -21,7 +22,7 @@ def read_mapping(path: Path, error: type[Exception]) -> dict:
     """
     name = one_line(path)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             content = file.read(LARGEST_FILE + 1)
     except (OSError, ValueError) as failure:
         raise error(f"{name}: cannot be read ({reason(failure)})") from None

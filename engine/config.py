@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+from data.image_file import MIN_SIDE
 from data.messages import one_line, shown
 from data.modality import MODALITIES
 from data.pixels import FAITHFUL, PIXELS
@@ -142,7 +143,7 @@ class Range:
 
 POSITIVE, NOT_NEGATIVE = Range(0, open_low=True), Range(0)
 SHARE, BELOW_ONE = Range(0, 1), Range(0, 1, open_high=True)
-SIDE = Range(1, 4096)  # px
+SIDE, FRAME_SIDE = Range(1, 4096), Range(MIN_SIDE, 4096)  # px
 # No useful count is near its upper bound. A larger number is a typing error that would fill the memory or run for ever.
 RANGES = {
     "data_length": Range(1, 64),
@@ -290,8 +291,8 @@ def parse_size(value: object) -> int | tuple[int, int] | None:
         size = int(str(height)), int(str(width))
     except (TypeError, ValueError):
         raise ConfigError(f"size {shown(value)} is neither a short side such as 256 nor HxW such as 240x320") from None
-    if not all(side in SIDE for side in size):
-        raise ConfigError(f"size {shown(value)} must be {SIDE} px")
+    if not all(side in FRAME_SIDE for side in size):
+        raise ConfigError(f"size {shown(value)} must be {FRAME_SIDE} px")
     return size if isinstance(value, (list, tuple)) or "x" in str(value) else size[0]
 
 

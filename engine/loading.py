@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -128,7 +128,7 @@ def training_data(
 
 
 def check_lists(
-    dataset: DatasetConfig, train: list[Video], val: list[Video], allow_overlap: bool, allow_two_labels: bool
+    dataset: DatasetConfig, train: Sequence[Video], val: Sequence[Video], allow_overlap: bool, allow_two_labels: bool
 ) -> None:
     """Log what is odd about the lists.
 
@@ -139,7 +139,7 @@ def check_lists(
     _report(overlap_findings(train, val, dataset.root), allow_overlap)
 
 
-def check_list(dataset: DatasetConfig, videos: list[Video], file: str, allow_two_labels: bool) -> None:
+def check_list(dataset: DatasetConfig, videos: Sequence[Video], file: str, allow_two_labels: bool) -> None:
     """``check_lists`` for one list."""
     _report(list_findings(videos, file, dataset.num_classes, dataset.categories, dataset.root), allow_two_labels)
 

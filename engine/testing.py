@@ -1,6 +1,7 @@
 """Parts of a test: its members (a network with its views and its share in the average), their scores, and log lines."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -175,7 +176,7 @@ def choose_views(recipe: Recipe, protocol: str | None, **given: object) -> Views
     )
 
 
-def make_test_set(member: Member, videos: list[Video], source: FrameSource, order: FrameOrder) -> EvalDataset:
+def make_test_set(member: Member, videos: Sequence[Video], source: FrameSource, order: FrameOrder) -> EvalDataset:
     """The views of every video as the member sees them.
 
     Errors: ``ConfigError`` if clips cannot have the asked order.
@@ -203,7 +204,7 @@ def make_test_set(member: Member, videos: list[Video], source: FrameSource, orde
 def score_list(
     args: argparse.Namespace,
     dataset: DatasetConfig,
-    videos: list[Video],
+    videos: Sequence[Video],
     members: list[Member],
     precision: Precision,
     order: FrameOrder,

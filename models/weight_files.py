@@ -43,9 +43,14 @@ def read_checkpoint(path: str | os.PathLike) -> dict:
     Errors: ``WeightsError`` if a file is damaged, or if it holds more than tensors and plain values.
     """
     try:
+        if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+            raise WeightsError(
+                f"{path}: not a regular file but a pipe or a device; name a file"
+            )  # it may block for ever
         if str(path).endswith(".safetensors"):
             checkpoint = _read_safetensors(path)
         else:
+            _check_start(path)
             _verify_zip(path)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # PyTorch warns and then also raises an error
@@ -133,6 +138,20 @@ class _Short(reprlib.Repr):
 
 
 _SHORT = _Short()
+
+
+def _check_start(path: str | os.PathLike) -> None:
+    """Check that the first bytes may be those of a weight file.
+
+    Errors: ``WeightsError`` for an empty file, or for text, such as a web page that says why there is no download.
+    """
+    with open(path, "rb") as file:
+        start = file.read(200).decode("latin-1")
+    if not start:
+        raise WeightsError(f"{path}: is empty; {COPY_AGAIN}")
+    words = " ".join(start.split())
+    if words.isascii() and words.isprintable():
+        raise WeightsError(f"{path}: is text, which begins with {shown(words)}, not a weight file; {COPY_AGAIN}")
 
 
 def _verify_zip(path: str | os.PathLike) -> None:

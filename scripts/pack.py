@@ -7,7 +7,6 @@ that cannot be read. After a kill, the same command goes on with the files that 
 """
 
 import argparse
-import fcntl
 import io
 import json
 import multiprocessing
@@ -16,7 +15,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from multiprocessing import connection
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +34,7 @@ from engine import distributed
 from engine.config import ConfigError, parse_size
 from engine.flags import parse_arguments
 from engine.loading import processes_and_cores
+from engine.lock import hold_lock
 
 LISTS = ("train", "val")
 PLAN = "plan.json"
@@ -138,7 +138,7 @@ def check_source(config: DatasetConfig, packer: Packer) -> None:
         )
 
 
-def longest_of_each(lists: dict[str, list[Video]]) -> list[Video]:
+def longest_of_each(lists: dict[str, Sequence[Video]]) -> list[Video]:
     """The videos of the lists, each once, as the line has it that gives most frames."""
     videos: dict[str, Video] = {}
     for video in (video for key in LISTS for video in lists[key]):
@@ -149,30 +149,20 @@ def longest_of_each(lists: dict[str, list[Video]]) -> list[Video]:
 
 @contextmanager
 def taken(folder: Path) -> Iterator[None]:
-    """A context in which only this process packs into ``folder``. An empty folder is deleted afterwards.
+    """A context in which only this process packs into ``folder``. A folder that stays empty is deleted afterwards.
 
-    Errors: ``ConfigError`` if another process packs into it, or if it, or the dataset's YAML, is something else.
+    Errors: ``ConfigError`` if another process packs into it, if it, or the dataset's YAML, is something else, or if it
+    cannot be written.
     """
-    lock = folder / ".lock"
-    if not (folder / PLAN).exists():
-        others = [file for file in folder.glob("*") if file != lock and file.suffix != ".part"]
-        for file in [*filter(Path.exists, [dataset_file(folder)]), *others]:
-            raise ConfigError(f"{file} exists and was not written by scripts.pack; choose another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system releases it when this process ends
-        except OSError:
-            raise ConfigError(f"another process packs into {folder}; wait for it or choose another --out") from None
-        try:
-            for part in folder.glob(".*.part"):  # of a process that was killed
-                part.unlink()
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
-            with suppress(OSError):
-                folder.rmdir()
-                folder.parent.rmdir()
+    lock, text = folder / ".lock", f"another process packs into {folder}; wait for it or choose another --out"
+    with hold_lock(lock, folder, "--out", lambda _: text):
+        if not (folder / PLAN).exists():
+            others = [file for file in folder.glob("*") if file != lock and file.suffix != ".part"]
+            for file in [*filter(Path.exists, [dataset_file(folder)]), *others]:
+                raise ConfigError(f"{file} exists and was not written by scripts.pack; choose another --out")
+        for part in folder.glob(".*.part"):  # of a process that was killed
+            part.unlink()
+        yield
 
 
 def plan(packer: Packer, videos: list[Video], folder: Path, settings: dict, shard_size: float) -> list[list[Video]]:

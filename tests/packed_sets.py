@@ -34,7 +34,7 @@ def sources(*files: Path) -> tuple[FrameSource, ...]:
 
 def videos_of(file: Path, split: str = "val") -> list[Video]:
     config = load_dataset_config(str(file))
-    return read_list(getattr(config, f"{split}_list"), config.num_classes)
+    return list(read_list(getattr(config, f"{split}_list"), config.num_classes))
 
 
 def pixels(images: list[Image.Image]) -> np.ndarray:

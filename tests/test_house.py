@@ -185,6 +185,7 @@ def test_recipe_values_are_checked():
     assert parse_size("240x320") == (240, 320) and parse_size("256") == 256 and parse_size("none") is None
     assert parse_views("10x2") == (10, 2)
     wrong = {"lr": True, "epochs": "1.5", "nesterov": "1", "train_resize": "ax2", "test_views": "3"}
+    wrong |= {"train_resize": "1x1", "val_resize": 7}  # a training crop of so small a frame may be empty
     wrong |= {"precision": "int8", "modality": "rgb", "frozen_stages": 5, "save_every": "0m", "data_length": 0}
     wrong |= {
         "lr_mults": "[",

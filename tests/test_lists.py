@@ -1,14 +1,16 @@
 """Lists, categories and dataset files of users are read, or refused with the right message."""
 
 import os
+import pickle
 import time
 
 import pytest
 
-from data import DataError, DatasetConfig, Video, load_dataset_config, read_list, toy
+from data import DataError, DatasetConfig, Video, VideoList, load_dataset_config, read_list, toy
 from data.checks import list_findings, overlap_findings
 from data.labels import mirror_pairs, read_categories
-from data.yaml_file import LARGEST_FILE
+from data.video_list import fingerprint
+from data.yaml_file import LARGEST_FILE, read_mapping
 from engine import loading
 from engine.config import RECIPES, ConfigError, load_recipe
 
@@ -19,7 +21,7 @@ DATASET = "name: own\nnum_classes: 2\nroot: frames\ntrain_list: t.txt\nval_list:
 def listed(tmp_path):
     """A function that writes these bytes to a list file and reads it."""
 
-    def read(content: bytes) -> list[Video]:
+    def read(content: bytes) -> VideoList:
         (tmp_path / "list.txt").write_bytes(content)
         return read_list(tmp_path / "list.txt", 174)
 
@@ -105,6 +107,18 @@ def test_a_list_or_categories_that_cannot_be_opened_are_errors(tmp_path):
             assert len(str(error.value)) < 600 and str(error.value).isprintable()
 
 
+def test_a_pipe_or_device_is_no_list(tmp_path):
+    """Without this check, the first waits for a writer for ever, and the second is read until the memory is full."""
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "device.txt").symlink_to("/dev/zero")
+    for name in "pipe.txt", "device.txt":
+        for read in (read_list, read_categories):
+            with pytest.raises(DataError, match=rf"{name}: cannot .* \(not a regular file but a pipe or a device"):
+                read(tmp_path / name, 2)
+        with pytest.raises(DataError, match="cannot .* a regular file"):
+            read_mapping(tmp_path / name, DataError)
+
+
 def test_a_long_list_is_read_and_checked_in_seconds(listed):
     content = "".join(f"folder/{i} {i % 50 + 1} {i % 174}\n" for i in range(100_000)).encode()
     start = time.process_time()
@@ -112,6 +126,21 @@ def test_a_long_list_is_read_and_checked_in_seconds(listed):
     assert list_findings(videos, "train.txt", 174, None, "root") == []
     assert overlap_findings(videos[::2], videos[1::2], "root") == []
     assert time.process_time() - start < 5  # about 0.6 s; a quadratic search would take an hour
+
+
+def test_a_list_of_arrays_is_the_python_list_of_its_videos(listed, tmp_path):
+    rows = [(f"{'ä' * (i % 7)} 𝄞/ {i}".strip(), 2**31 - 1 - i, 173 - i) for i in range(100)]
+    videos = listed("\n\n".join(f"{path} {frames} {label}" for path, frames, label in rows).encode())
+    plain = [Video(*row, f"{tmp_path}/list.txt:{2 * i + 1}") for i, row in enumerate(rows)]
+    assert list(videos) == [videos[i] for i in range(100)] == [videos[i - 100] for i in range(100)] == plain
+    assert all(type(value) in (int, str) for video in (videos[7], next(iter(videos))) for value in video)
+    assert (videos[90:3:-7], len(videos), plain[5] in videos) == (plain[90:3:-7], 100, True)
+    for place in 100, -101:
+        with pytest.raises(IndexError):
+            videos[place]
+    assert fingerprint(videos) == fingerprint(plain)
+    copy = pickle.loads(pickle.dumps(videos))
+    assert list(copy) == plain and len(pickle.dumps(videos)) < len(pickle.dumps(plain)) / 2
 
 
 @pytest.mark.parametrize(
@@ -224,6 +253,13 @@ def test_a_template_holds_frame_numbers_only(dataset, field):
 def test_the_toy_set_is_drawn_for_its_own_file_only(dataset, monkeypatch):
     monkeypatch.setattr(toy, "draw_once", lambda *_: pytest.fail("drawn"))
     assert dataset(DATASET.replace("own", "toy_something")).name == "toy_something"
+
+
+def test_a_wrong_number_of_class_names_is_an_error_of_the_dataset_file(dataset):
+    with pytest.raises(
+        DataError, match=r"own.yaml: categories: 3 names for num_classes 2; write one a label, in order"
+    ):
+        dataset(DATASET + "categories: [a, b, c]\n")
 
 
 def test_class_names_are_of_one_line():

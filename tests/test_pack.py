@@ -227,6 +227,11 @@ def test_what_packing_refuses(tmp_path, monkeypatch):
         ([packed], "small is packed already (packed/small); name the dataset that it was made from"),
         ([file, "--out", "mine"], "mine/small/notes.txt exists and was not written by scripts.pack; choose another"),
         ([file, "--out", "toy"], "toy/small.yaml exists and was not written by scripts.pack; choose another --out"),
+        (
+            [file, "--out", "toy/small.yaml"],
+            "toy/small.yaml/small: cannot be written (Not a directory); free the place or choose an",
+        ),
+        ([file, "--out", "x" * 300], f"{'x' * 150}...{'x' * 144}/small: cannot be written (File name too long); free"),
         ([file, "--resize", "wide"], "size 'wide' is neither a short side"),
         ([tmp_path / "none.yaml"], "no dataset '"),
     ]:

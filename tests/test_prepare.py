@@ -344,9 +344,9 @@ def test_a_csv_file_of_paths_and_labels(tmp_path):
     prepare("folder", tmp_path / "mine.csv", "--to", tmp_path / "to", "--val", "0.5")
     config = load_dataset_config(str(tmp_path / "to/to.yaml"))
     assert config.categories == ["sit", "stand up"]
-    assert {video.path: video.label for video in read_list(config.train_list, 2) + read_list(config.val_list, 2)} == {
-        f"clips/a, {i}": 1 - i % 2 for i in range(4)
-    }
+    assert {
+        video.path: video.label for file in (config.train_list, config.val_list) for video in read_list(file, 2)
+    } == {f"clips/a, {i}": 1 - i % 2 for i in range(4)}
     (tmp_path / "numbers.csv").write_text("".join(f'"clips/a, {i}.mp4",{2 * (i % 2)}\n' for i in range(4)))
     prepare("folder", tmp_path / "numbers.csv", "--to", tmp_path / "two", "--val", "0.5", "--keep_videos")
     values = yaml.safe_load((tmp_path / "two/two.yaml").read_text())

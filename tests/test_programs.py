@@ -327,3 +327,19 @@ def test_test_errors(trained, tmp_path):
     for data, flags, message in cases:
         result = run_inside("test_models.py", data, "--device", "cpu", "--workers", 0, *flags, cwd=tmp_path)
         assert result.returncode == 1 and message in result.stdout and "Traceback" not in result.stdout, result.stdout
+
+
+@pytest.mark.parametrize("flags", [["--weights", ""], ["--scores", ""]])
+def test_an_empty_name_is_refused_even_beside_others(trained, tmp_path, flags):
+    """It comes from a variable of a script that is not set. The test would otherwise do less than was asked."""
+    folder, dataset, _ = trained
+    weights = folder / "net_runs" / "first" / BEST
+    result = run_inside("test_models.py", dataset, "--weights", weights, "--device", "cpu", *flags, cwd=tmp_path)
+    assert result.returncode == 2 and re.search(rf"error: {flags[0]} \w+ an empty name; give a file", result.stdout)
+
+
+def test_a_run_with_too_long_a_name_is_one_short_line(trained, tmp_path):
+    result = run_inside("main.py", trained[1], "tsn_tiny", "--run", "x" * 5000, *quick_flags(), cwd=tmp_path)
+    last = result.stdout.strip().splitlines()[-1]
+    assert result.returncode == 1 and re.match(r"error: net_runs/x+\.\.\.x+: cannot be written \(File name too", last)
+    assert len(last) < 450 and last.endswith("free the place or choose another --run")

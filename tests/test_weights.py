@@ -1,5 +1,6 @@
 """load_weights reads every layout that users have, and refuses other files."""
 
+import os
 import pickle
 import re
 import warnings
@@ -11,6 +12,7 @@ from golden_values import released_state
 from torchvision.models import ResNet50_Weights, resnet50
 
 from models import WeightsError, build_model, load_weights
+from models.weight_files import read_checkpoint
 from models.weights import released_model
 from ops import RSA
 
@@ -270,3 +272,26 @@ def test_messages_stay_short_whatever_the_names_are():
         with pytest.raises(WeightsError, match="holds no state dict; its keys are ") as error:
             load_weights(build_model("tsn_tiny", 5, 8), {key: key})
         assert len(str(error.value)) < 500 and str(error.value).isprintable()
+
+
+def test_what_came_instead_of_a_weight_file_is_shown(tmp_path):
+    """A web page, a pointer of Git LFS, an empty file and a pipe; nobody waits for the other end of the pipe."""
+    for name, content, begin in [
+        ("page.pth", b"<!DOCTYPE html>\n" * 99, "is text, which begins with '<!DOCTYPE html> .*', not a weight file"),
+        (
+            "a.pth.tar",
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "is text, which begins with 'version https://git",
+        ),
+        ("word.pt", b"hello", "is text, which begins with 'hello', not a weight file; copy or download it again$"),
+        ("empty.pth", b"", "is empty; copy or download it again$"),
+    ]:
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(WeightsError, match=f"{name}: {begin}"):
+            read_checkpoint(tmp_path / name)
+    for ending in "pth", "safetensors":
+        os.mkfifo(tmp_path / f"pipe.{ending}")
+        with pytest.raises(
+            WeightsError, match=rf"pipe.{ending}: not a regular file but a pipe or a device; name a file"
+        ):
+            read_checkpoint(tmp_path / f"pipe.{ending}")
