@@ -32,47 +32,58 @@ def read_list(list_file: str | Path, num_classes: int) -> list[Video]:
     Errors: ``DataError`` with file and line.
     """
     name = one_line(list_file)
+    lines = enumerate(list_lines(list_file), start=1)
+    videos = [parse_line(line, f"{name}:{number}", num_classes) for number, line in lines if line.strip()]
+    if not videos:
+        raise DataError(f"{name}: holds no video; write a line 'path #frames label' for each")
+    return videos
+
+
+def list_lines(list_file: str | Path) -> list[str]:
+    """The lines of a list file, also the blank ones.
+
+    Errors: ``DataError`` if the file cannot be read.
+    """
+    name = one_line(list_file)
     try:
-        lines = text_lines(list_file)
+        return text_lines(list_file)
     except FileNotFoundError:
         raise DataError(f"{name}: no such list file; check the dataset's train_list and val_list") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{name}: cannot be read as UTF-8 text ({reason(error)})") from None
 
-    videos = []
-    for number, line in enumerate(lines, start=1):
-        line = line.strip()
-        if not line:
-            continue
-        where = f"{name}:{number}"
-        fields = line.rsplit(maxsplit=2)
-        if len(fields) != 3:
-            raise DataError(f"{where}: {shown(line)} is not 'path #frames label'; write all three, split by spaces")
-        path, frames_text, label_text = fields
-        num_frames, label = _whole_number(frames_text), _whole_number(label_text)
-        if num_frames is None or label is None:
-            raise DataError(
-                f"{where}: #frames {shown(frames_text)} and label {shown(label_text)} must be whole numbers "
-                "in 'path #frames label'"
-            )
-        if num_frames < 1:
-            raise DataError(f"{where}: {one_line(frames_text, 40)} frames; a video needs at least 1; extract it again")
-        if num_frames > MOST_FRAMES:
-            raise DataError(f"{where}: {one_line(frames_text, 40)} frames; a video has at most {MOST_FRAMES}")
-        if label < 0:
-            raise DataError(f"{where}: label {one_line(label_text, 40)} is negative; labels count from 0")
-        if label >= num_classes:
-            raise DataError(
-                f"{where}: label {one_line(label_text, 40)} is not below num_classes {num_classes}; "
-                "is this list made for another dataset?"
-            )
-        problem = path_problem(path)
-        if problem:
-            raise DataError(f"{where}: path {shown(path)} {problem}; correct it")
-        videos.append(Video(path, int(num_frames), int(label), where))
-    if not videos:
-        raise DataError(f"{name}: holds no video; write a line 'path #frames label' for each")
-    return videos
+
+def parse_line(line: str, where: str, num_classes: float) -> Video:
+    """The video of a line that is not blank. ``where`` is ``file:line``.
+
+    Errors: ``DataError`` that begins with ``where``.
+    """
+    line = line.strip()
+    fields = line.rsplit(maxsplit=2)
+    if len(fields) != 3:
+        raise DataError(f"{where}: {shown(line)} is not 'path #frames label'; write all three, split by spaces")
+    path, frames_text, label_text = fields
+    num_frames, label = _whole_number(frames_text), _whole_number(label_text)
+    if num_frames is None or label is None:
+        raise DataError(
+            f"{where}: #frames {shown(frames_text)} and label {shown(label_text)} must be whole numbers "
+            "in 'path #frames label'"
+        )
+    if num_frames < 1:
+        raise DataError(f"{where}: {one_line(frames_text, 40)} frames; a video needs at least 1; extract it again")
+    if num_frames > MOST_FRAMES:
+        raise DataError(f"{where}: {one_line(frames_text, 40)} frames; a video has at most {MOST_FRAMES}")
+    if label < 0:
+        raise DataError(f"{where}: label {one_line(label_text, 40)} is negative; labels count from 0")
+    if label >= num_classes:
+        raise DataError(
+            f"{where}: label {one_line(label_text, 40)} is not below num_classes {num_classes}; "
+            "is this list made for another dataset?"
+        )
+    problem = path_problem(path)
+    if problem:
+        raise DataError(f"{where}: path {shown(path)} {problem}; correct it")
+    return Video(path, int(num_frames), int(label), where)
 
 
 def fingerprint(videos: list[Video]) -> str:
