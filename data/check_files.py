@@ -20,7 +20,7 @@ from .video_file import VideoFile
 from .video_list import DataError, Video
 
 THREADS = 8  # they wait for the disk at the same time; a listing itself needs about 20 microseconds of one core
-CHUNK = 64  # videos that a thread looks at in one go
+CHUNK = 32  # videos that a thread looks at in one go
 HARMLESS = ("more", "zero")  # each frame that the list tells of can be read
 
 
@@ -144,17 +144,18 @@ def look_at_all(
         return [(place, look(source, videos[place])) for place in places]
 
     end, pending = time.monotonic() + longest, deque()
+    starts = iter(range(0, len(order), CHUNK))
     with ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(order), CHUNK):
-            pending.append(pool.submit(look_at, order[start : start + CHUNK]))
-            if len(pending) > 2 * threads:
-                yield from pending.popleft().result()
-            if time.monotonic() > end:
-                break
-        while pending and not (time.monotonic() > end and pending[0].cancel()):
+        while True:
+            while len(pending) < 2 * threads and (start := next(starts, None)) is not None:
+                pending.append(pool.submit(look_at, order[start : start + CHUNK]))
+            if time.monotonic() > end:  # the threads have begun with the first of them
+                starts = iter(())
+                while pending and pending[-1].cancel():
+                    pending.pop()
+            if not pending:
+                return
             yield from pending.popleft().result()
-        for future in pending:
-            future.cancel()
 
 
 def spread(count: int) -> list[int]:

@@ -138,6 +138,13 @@ def test_frames_that_the_run_would_miss_later_are_refused(toy, rename, message):
         check()
 
 
+def test_the_first_bad_video_of_the_list_is_named(toy):
+    assert data_check.spread(8)[0] != 0  # the order in which the videos are looked at
+    shutil.rmtree("frames")
+    with pytest.raises(DataError, match=r"^train.txt:1: no folder .* \(7 more of 8 videos have such errors\); for a"):
+        check()
+
+
 def test_frames_beyond_the_list_are_said_each_time_and_stop_no_run(toy, said):
     text = Path("val.txt").read_text()
     Path("val.txt").write_text(re.sub(r"video 2 \d+", "video 2 8", text))
@@ -216,6 +223,8 @@ def test_a_cache_that_cannot_be_used_only_costs_time(toy, said, monkeypatch):
         monkeypatch.setenv("XDG_CACHE_HOME", folder)
         monkeypatch.setenv("HOME", str(toy / "file"))
         assert is_counted(said) and is_counted(said)
+    monkeypatch.setenv("HOME", str(toy / "home"))  # a relative XDG_CACHE_HOME is not valid
+    assert is_counted(said) and not is_counted(said) and len(list((toy / "home/.cache").rglob("*.json"))) == 1
     assert not (toy / "relative").exists()
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # a user without a home folder
     assert is_counted(said) and is_counted(said) and not (toy / "~").exists()
