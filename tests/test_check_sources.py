@@ -87,7 +87,8 @@ def test_more_files_than_frames_of_the_list_are_counted_exactly(tmp_path):
     places = list(range(200))
     videos = [Video("a", 2 + i % 2, 0, "") for i in places]
     assert [i for i, problem in look_at_all(source, videos, places[::-1], 3) if problem] == places[::-2]
-    assert len(list(look_at_all(source, videos, places, 1, longest=-1))) < 200
+    begun = [i for i, _ in look_at_all(source, videos, places, 1, longest=-1)]
+    assert begun == places[: len(begun)] and len(begun) < 100
 
 
 def test_packed_sets(toy, tmp_path):
