@@ -49,6 +49,9 @@ def parse_args() -> argparse.Namespace:
     views.add_argument("--input", type=int, metavar="I", help="side of the network's input")
     views.add_argument("--short_videos", choices=config.CHOICES["test_short_videos"], help="rule for n <= T frames")
     views.add_argument(
+        "--pixels", choices=config.CHOICES["pixels"], help="Pillow's, as published, or fast ones within 2 grey levels"
+    )
+    views.add_argument(
         "--mirrored_scores",
         choices=["swap", "keep"],
         default="swap",

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from . import sampling, transforms
 from .frame_source import FrameSource
 from .modality import RGB, Modality
+from .pixels import FAITHFUL, cut
 from .transforms import ResizeTo
 from .video_list import DataError, Video
 
@@ -35,11 +35,12 @@ class TrainDataset(Dataset):
         mirror_pairs: dict[int, int],
         seed: int = 0,
         modality: Modality = RGB,
+        pixels: str = FAITHFUL,
     ):
         source.check(modality.name)
         self.videos, self.source, self.num_segments = videos, source, num_segments
         self.resize, self.input_size, self.flip, self.mirror_pairs = resize, input_size, flip, mirror_pairs
-        self.seed, self.modality = seed, modality
+        self.seed, self.modality, self.pixels = seed, modality, pixels
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -53,12 +54,12 @@ class TrainDataset(Dataset):
             frames = modality.read(video, numbers, self.source)
         except DataError as error:
             return BadVideo(f"{video.where}: {error}", i)
-        frames = transforms.resize(frames, self.resize)
-        frames = transforms.multi_scale_crop(frames, self.input_size, rng, modality.scales)
-        frames, label = transforms.random_flip(
-            frames, video.label, self.flip, self.mirror_pairs, rng, flow=modality.is_flow
-        )
-        return transforms.to_tensor(frames, modality.stored_channels), label, i
+        size = transforms.resized_size(*frames[0].shape[1::-1], self.resize)
+        crop = transforms.multi_scale_crop(*size, self.input_size, rng, modality.scales)
+        mirrored, label = transforms.random_flip(video.label, self.flip, self.mirror_pairs, rng)
+        crops = [crop._replace(mirrored=mirrored)]
+        (clip,) = cut(frames, size, crops, self.input_size, self.pixels, modality.is_flow)
+        return modality.segments(clip), label, i
 
 
 class EvalDataset(Dataset):
@@ -85,12 +86,13 @@ class EvalDataset(Dataset):
         modality: Modality = RGB,
         order: sampling.FrameOrder = sampling.AS_IT_IS,
         mirror_pairs: Mapping[int, int] | None = None,
+        pixels: str = FAITHFUL,
     ):
         source.check(modality.name)
         self.videos, self.source, self.num_segments = videos, source, num_segments
         self.resize, self.crop_size, self.input_size = resize, crop_size, input_size
         self.short_videos, self.num_crops, self.num_clips = short_videos, num_crops, num_clips
-        self.modality, self.order, self.mirror_pairs = modality, order, mirror_pairs or {}
+        self.modality, self.order, self.mirror_pairs, self.pixels = modality, order, mirror_pairs or {}, pixels
 
     @property
     def mirrored_views(self) -> int:
@@ -116,11 +118,11 @@ class EvalDataset(Dataset):
         n = self.source.length(video)
         clips = sampling.test_clips(n, t, self.num_clips, self.short_videos, modality.frames_per_segment)
         numbers = [number for clip in clips for number in self.order(clip, seed=i)]
-        frames = transforms.resize(modality.read(video, numbers, self.source), self.resize)
-        crops = transforms.test_crops(frames, self.num_crops, self.crop_size, self.input_size, flow=modality.is_flow)
-        channels = modality.stored_channels
-        views = torch.stack([transforms.to_tensor(crop, channels) for crop in crops])  # (crops, clips*T, C, S, S)
-        return views.unflatten(1, (-1, t)).flatten(0, 1)
+        frames = modality.read(video, numbers, self.source)
+        size = transforms.resized_size(*frames[0].shape[1::-1], self.resize)
+        crops = transforms.test_crops(*size, self.num_crops, self.crop_size)
+        views = cut(frames, size, crops, self.input_size, self.pixels, modality.is_flow)
+        return modality.segments(views).unflatten(1, (-1, t)).flatten(0, 1)  # (crops, clips*T, ...) -> (V, T, ...)
 
 
 class BadVideo(DataError):
@@ -137,11 +139,17 @@ class BadVideo(DataError):
 def collate_good(items: list) -> tuple[list[Tensor] | None, dict[int, str]]:
     """A batch of the items that could be read, or ``None``; and the reasons why the others could not be read."""
     good = [item for item in items if not isinstance(item, DataError)]
-    return (default_collate(good) if good else None), {
-        item.index: str(item) for item in items if isinstance(item, DataError)
-    }
+    return (_batch(good) if good else None), {item.index: str(item) for item in items if isinstance(item, DataError)}
 
 
 def collate(items: list) -> list[Tensor] | DataError:
     """A batch, or the first error among its items."""
-    return next((item for item in items if isinstance(item, DataError)), None) or default_collate(items)
+    return next((item for item in items if isinstance(item, DataError)), None) or _batch(items)
+
+
+def _batch(items: list[tuple[Tensor, int, int]]) -> list[Tensor]:
+    """Clips, labels and places of these items. The clips keep their memory layout, because a change of it is slow."""
+    if not items[0][0].movedim(-3, -1).is_contiguous():
+        return default_collate(items)
+    clips, *others = default_collate([(clip.movedim(-3, -1), *rest) for clip, *rest in items])
+    return [clips.movedim(-1, -3), *others]

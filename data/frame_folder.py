@@ -6,10 +6,10 @@ import string
 from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
 
 from .frame_source import FrameSource
-from .image_file import open_image
+from .image_file import read_image
 from .messages import reason, shown
 from .video_list import DataError, Video
 
@@ -56,15 +56,16 @@ class FrameFolder(FrameSource):
                 "choose modality Flow, or a template with the number alone, such as '{:05d}.jpg'"
             )
 
-    def decode(self, video: Video, numbers: list[int]) -> Iterator[tuple[str, Image.Image]]:
+    def decode(self, video: Video, numbers: list[int]) -> Iterator[tuple[str, np.ndarray]]:
         """RGB frames.
 
-        Errors: ``DataError`` if a folder or frame is missing, or if ``open_image`` refuses a file.
+        Errors: ``DataError`` if a folder or frame is missing, or if ``read_image`` refuses a file.
         """
+        folder = self.root / video.path  # an absolute path replaces root
         for number in numbers:
-            yield self._open(video, self.root / video.path, self.image_tmpl.format(number), "RGB")
+            yield self._open(video, folder, self.image_tmpl.format(number), "RGB")
 
-    def decode_flow(self, video: Video, numbers: list[int]) -> Iterator[tuple[str, Image.Image]]:
+    def decode_flow(self, video: Video, numbers: list[int]) -> Iterator[tuple[str, np.ndarray]]:
         """The x image and the y image for each number.
 
         Errors: the errors of ``decode``, and ``DataError`` for a grey file that should hold x and y.
@@ -73,8 +74,8 @@ class FrameFolder(FrameSource):
         for number in numbers:
             if self.fields == 1:
                 name, packed = self._open(video, folder, self.image_tmpl.format(number), "RGB", flow=True)
-                for plane in packed.split()[:2]:
-                    yield name, plane
+                for channel in (0, 1):
+                    yield name, packed[..., channel]
             else:
                 for axis in "xy":
                     yield self._open(video, folder, self.image_tmpl.format(*before, axis, number), "L", flow=True)
@@ -90,13 +91,13 @@ class FrameFolder(FrameSource):
         folder, number = self._numbered(folder)
         return folder, (number,)
 
-    def _open(self, video: Video, folder: Path, name: str, mode: str, flow: bool = False) -> tuple[str, Image.Image]:
-        """The path of the file, which messages name, and its image."""
-        file = folder / name
+    def _open(self, video: Video, folder: Path, name: str, mode: str, flow: bool = False) -> tuple[str, np.ndarray]:
+        """The path of the file, which messages name, and its pixels."""
+        file = f"{folder}/{name}"
         try:
-            return str(file), open_image(file, mode, self.image_tmpl if flow else None)
+            return file, read_image(file, mode, self.image_tmpl if flow else None)
         except DataError:
-            if os.path.exists(file):  # Path.exists() raises if a name is too long
+            if os.path.exists(file):
                 raise
             raise DataError(self._what_is_missing(video, folder, name)) from None
 

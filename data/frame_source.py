@@ -3,10 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
+import numpy as np
 from PIL import Image
 
 from .image_file import check_sizes
 from .video_list import DataError, Video
+
+Picture = np.ndarray | Image.Image
+RGB, GREY = (3,), ()  # the axes of a frame and of a grey image after height and width
 
 
 class FrameSource(ABC):
@@ -25,23 +29,27 @@ class FrameSource(ABC):
         """
         return video.num_frames
 
-    def frames(self, video: Video, numbers: list[int]) -> list[Image.Image]:
-        """The RGB frames with these numbers (from 1), in this order. A number that repeats is decoded only once.
+    def frames(self, video: Video, numbers: list[int]) -> list[np.ndarray]:
+        """The RGB frames with these numbers (from 1), in this order, each uint8 (H, W, 3).
+
+        A number that repeats is decoded only once.
 
         Errors: ``DataError`` if a frame is missing or cannot be read, or if the frames have different sizes. The
         message does not name the line of the list, because the dataset adds it.
         """
         wanted = sorted(set(numbers))
-        images = dict(zip(wanted, _checked(self.decode(video, wanted), "RGB"), strict=True))
+        images = dict(zip(wanted, _checked(self.decode(video, wanted), RGB), strict=True))
         return [images[number] for number in numbers]
 
-    def flow(self, video: Video, numbers: list[int]) -> list[Image.Image]:
-        """The optical flow with these numbers (from 1), in this order. Each number gives two grey images, x and then y.
+    def flow(self, video: Video, numbers: list[int]) -> list[np.ndarray]:
+        """The optical flow with these numbers (from 1), in this order.
+
+        Each number gives two grey images uint8 (H, W), x and then y.
 
         Errors: the errors of ``frames``.
         """
         wanted = sorted(set(numbers))
-        images = _checked(self.decode_flow(video, wanted), "L")
+        images = _checked(self.decode_flow(video, wanted), GREY)
         pairs = dict(zip(wanted, zip(images[::2], images[1::2], strict=True), strict=True))
         return [image for number in numbers for image in pairs[number]]
 
@@ -57,31 +65,38 @@ class FrameSource(ABC):
             )
 
     @abstractmethod
-    def decode(self, video: Video, numbers: list[int]) -> Iterable[tuple[str, Image.Image]]:
-        """A name (for messages) and the RGB image for each number. The numbers ascend and do not repeat.
+    def decode(self, video: Video, numbers: list[int]) -> Iterable[tuple[str, Picture]]:
+        """A name (for messages) and the frame for each number. The numbers ascend and do not repeat.
+
+        A frame is an array uint8 (H, W, 3), or a PIL image of mode RGB.
 
         Errors: ``DataError`` if an image is missing or cannot be read.
         """
 
-    def decode_flow(self, video: Video, numbers: list[int]) -> Iterable[tuple[str, Image.Image]]:
-        """A name and a grey image (mode L) for the x of each number and then for its y, in the order x, y, x, y, ..."""
+    def decode_flow(self, video: Video, numbers: list[int]) -> Iterable[tuple[str, Picture]]:
+        """A name and a grey image for the x of each number and then for its y, in the order x, y, x, y, ...
+
+        A grey image is an array uint8 (H, W), or a PIL image of mode L.
+        """
         raise NotImplementedError(f"{type(self).__name__} holds no flow")
 
     def __str__(self) -> str:
         return type(self).__name__
 
 
-def _checked(decoded: Iterable[tuple[str, Image.Image]], mode: str) -> list[Image.Image]:
-    """The images without their names.
+def _checked(decoded: Iterable[tuple[str, Picture]], last_axes: tuple[int, ...]) -> list[np.ndarray]:
+    """The images without their names, as arrays.
 
-    Errors: ``DataError`` if their sizes differ; ``TypeError`` if an image has another mode, which is a bug of the
+    Errors: ``DataError`` if their sizes differ; ``TypeError`` if an image is of another kind, which is a bug of the
     source.
     """
     sizes, images = {}, []
     for name, image in decoded:
-        if image.mode != mode:
-            raise TypeError(f"{name} is an image of mode {image.mode}; its source must give mode {mode}")
-        sizes[name] = image.size
-        images.append(image)
+        pixels = image if isinstance(image, np.ndarray) else np.array(image)
+        if pixels.dtype != np.uint8 or pixels.ndim != 2 + len(last_axes) or pixels.shape[2:] != last_axes:
+            form = "(H, W, 3)" if last_axes == RGB else "(H, W)"
+            raise TypeError(f"{name} is {pixels.dtype} {pixels.shape}; its source must give uint8 {form}")
+        sizes[name] = pixels.shape[1::-1]
+        images.append(np.require(pixels, requirements=["C_CONTIGUOUS", "WRITEABLE"]))
     check_sizes(sizes)
     return images

@@ -1,12 +1,17 @@
 """Image files as upright 8-bit images, and the sizes that crops need."""
 
+import io
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 from PIL import ExifTags, Image, ImageMode
 
+from . import jpeg
+from .messages import reason
 from .video_list import DataError
 
 # Training crops are 1, 0.875, 0.75 and 0.66 of the short side. With 8 px these are four different sizes. With 1 px all
@@ -23,6 +28,59 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # EXIF's orientation -> the operation that turns the stored image upright
+_RAW = re.compile(rb"P([56])\n(\d{1,5}) (\d{1,5})\n255\n")  # the header that Pillow writes to PGM and PPM files
+
+
+def read_image(file: str | Path, mode: str = "RGB", flow: str | None = None) -> np.ndarray:
+    """``decode_image`` for a file.
+
+    Errors: those of ``decode_image``, and ``DataError`` if the file cannot be read.
+    """
+    try:
+        with open(file, "rb", buffering=0) as opened:
+            content = opened.read()
+    except OSError as error:
+        raise DataError(f"{file} is not a readable image ({reason(error)}); extract it again") from None
+    return decode_image(str(file), content, mode, flow)
+
+
+def decode_image(name: str, content: bytes | memoryview, mode: str = "RGB", flow: str | None = None) -> np.ndarray:
+    """The pixels of an image file's content: uint8 (H, W, 3), or (H, W) if ``mode`` is L.
+
+    They are the pixels of ``open_image``. Most JPEG files and uncompressed pixels are read without Pillow, which is
+    faster. ``name`` is the name of the image in messages.
+
+    Errors: those of ``open_image``.
+    """
+    pixels = jpeg.decode(content, mode)
+    if pixels is None:
+        pixels = _raw_pixels(content, mode)
+    if pixels is None:
+        return np.array(open_image(_Content(name, content), mode, flow))
+    check_size(name, pixels.shape[1::-1])
+    return pixels
+
+
+class _Content(io.BytesIO):
+    """The content of an image file, whose ``str`` is its name in messages."""
+
+    def __init__(self, name: str, content: bytes | memoryview):
+        super().__init__(content)
+        self.name_in_messages = name
+
+    def __str__(self) -> str:
+        return self.name_in_messages
+
+
+def _raw_pixels(content: bytes | memoryview, mode: str) -> np.ndarray | None:
+    """The pixels of a PPM file (mode RGB) or PGM file (mode L) as Pillow writes them; ``None`` for all other files."""
+    header = _RAW.match(content)
+    if header is None or header[1] != {"RGB": b"6", "L": b"5"}[mode]:
+        return None
+    width, height = int(header[2]), int(header[3])
+    shape = (height, width, 3) if mode == "RGB" else (height, width)
+    pixels = np.frombuffer(content, np.uint8)[header.end() :]
+    return pixels.reshape(shape).copy() if pixels.size == np.prod(shape) else None
 
 
 class SizesDiffer(DataError):

@@ -6,8 +6,8 @@ These are TSN's three modalities as TSM's code implements them. RGBDiff holds on
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from . import sampling
@@ -73,13 +73,20 @@ class Modality:
         }[self.name]
         return f"modality: {self.name}, {read} ({source}), {self.channels} channels"
 
-    def read(self, video: Video, numbers: list[int], source: FrameSource) -> list[Image.Image]:
-        """The images of the segments that begin at these numbers: RGB frames, or grey flow x, y, x, y, ...
+    def read(self, video: Video, numbers: list[int], source: FrameSource) -> list[np.ndarray]:
+        """The images of the segments that begin at these numbers.
+
+        They are RGB frames, uint8 (H, W, 3), or grey flow x, y, x, y, ..., uint8 (H, W).
 
         Errors: the errors of the source.
         """
         numbers = sampling.consecutive(numbers, source.length(video), self.frames_per_segment)
         return source.flow(video, numbers) if self.is_flow else source.frames(video, numbers)
+
+    def segments(self, images: Tensor) -> Tensor:
+        """(..., images, C, H, W) as ``read`` gives them -> (..., segments, stored_channels, H, W)."""
+        per_segment = self.stored_channels // images.shape[-3]
+        return images if per_segment == 1 else images.unflatten(-4, (-1, per_segment)).flatten(-4, -3)
 
     def normalise(self, clips: Tensor) -> Tensor:
         """uint8 (..., stored_channels, H, W) on any device -> float32 (..., channels, H, W).

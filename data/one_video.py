@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
 
 from .frame_source import FrameSource
-from .image_file import check_sizes, open_image
+from .image_file import check_sizes, read_image
 from .video_file import FileInfo, read_frames
 from .video_list import DataError, Video
 
@@ -31,12 +31,12 @@ class OneVideo(FrameSource):
         """The number of frames that were found when the video was opened."""
         return self.num_frames
 
-    def _checked(self, first: str, images: dict[str, Image.Image]) -> Iterable[tuple[str, Image.Image]]:
+    def _checked(self, first: str, images: dict[str, np.ndarray]) -> Iterable[tuple[str, np.ndarray]]:
         """The images with their names.
 
         Errors: ``DataError`` if their size is not ``self.size``, which is the size of the image named ``first``.
         """
-        check_sizes({first: self.size[::-1]} | {name: image.size for name, image in images.items()})
+        check_sizes({first: self.size[::-1]} | {name: pixels.shape[1::-1] for name, pixels in images.items()})
         return images.items()
 
 
@@ -67,7 +67,7 @@ class _File(OneVideo):
         info = FileInfo(path)
         self.path, self.num_frames, self.size, self.notes = path, info.num_frames, info.size, info.notes
 
-    def decode(self, video: Video, numbers: list[int]) -> Iterable[tuple[str, Image.Image]]:
+    def decode(self, video: Video, numbers: list[int]) -> Iterable[tuple[str, np.ndarray]]:
         found = read_frames(self.path, numbers)
         if len(found) < len(numbers):
             raise DataError("holds fewer frames than at first; was the file changed?")
@@ -81,12 +81,12 @@ class _Folder(OneVideo):
             raise DataError(f"the folder holds no {', '.join(IMAGES)} files")
         self.files = sorted(files, key=lambda file: (_natural(file.stem), file.name))
         gaps = _gaps(self.files)
-        self.num_frames, self.size = len(files), open_image(self.files[0]).size[::-1]
+        self.num_frames, self.size = len(files), read_image(self.files[0]).shape[:2]
         self.notes = [gaps] if gaps else []
 
-    def decode(self, video: Video, numbers: list[int]) -> Iterable[tuple[str, Image.Image]]:
+    def decode(self, video: Video, numbers: list[int]) -> Iterable[tuple[str, np.ndarray]]:
         files = [self.files[number - 1] for number in numbers]
-        return self._checked(self.files[0].name, {file.name: open_image(file) for file in files})
+        return self._checked(self.files[0].name, {file.name: read_image(file) for file in files})
 
 
 def _natural(text: str) -> list[str | int]:

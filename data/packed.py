@@ -19,7 +19,6 @@ Python's standard library writes them, each entry lies in one piece and has a CR
 an index beside the shards.
 """
 
-import io
 import json
 import mmap
 import os
@@ -32,10 +31,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from .frame_source import FrameSource
-from .image_file import open_image
+from .image_file import decode_image
 from .messages import one_line, reason, shown
 from .video_list import DataError, Video
 
@@ -91,23 +89,23 @@ class PackedStore(FrameSource):
         if self.index.files_per_frame == 2 and modality != "Flow":
             raise DataError(f"{self.path} holds x and y files of flow, not frames for {modality}; choose modality Flow")
 
-    def decode(self, video: Video, numbers: list[int]) -> Iterator[tuple[str, Image.Image]]:
+    def decode(self, video: Video, numbers: list[int]) -> Iterator[tuple[str, np.ndarray]]:
         """RGB frames.
 
         Errors: ``DataError`` for a video or frame that is not in the set, and for a damaged file of the set.
         """
         for name, content in self.read(video, numbers):
-            yield name, open_image(_Content(name, content))
+            yield name, decode_image(name, content)
 
-    def decode_flow(self, video: Video, numbers: list[int]) -> Iterator[tuple[str, Image.Image]]:
+    def decode_flow(self, video: Video, numbers: list[int]) -> Iterator[tuple[str, np.ndarray]]:
         """x and y of each number.
 
         Errors: those of ``decode``, and ``DataError`` for a grey file where x and y should be packed.
         """
         two, tmpl = self.index.files_per_frame == 2, self.index.image_tmpl
         for name, content in self.read(video, numbers):
-            image = open_image(_Content(name, content), "L" if two else "RGB", tmpl)
-            for plane in [image] if two else image.split()[:2]:
+            pixels = decode_image(name, content, "L" if two else "RGB", tmpl)
+            for plane in [pixels] if two else (pixels[..., 0], pixels[..., 1]):
                 yield name, plane
 
     def read(self, video: Video, numbers: list[int]) -> Iterator[tuple[str, memoryview]]:
@@ -135,17 +133,6 @@ class PackedStore(FrameSource):
             if zlib.crc32(content) != rows["crc32"][place]:
                 raise DataError(f"{name} is damaged (its checksum is not the index's); {_of(shard)}")
             yield name, content
-
-
-class _Content(io.BytesIO):
-    """The bytes of an image file, whose ``str`` is its name for messages."""
-
-    def __init__(self, name: str, content: memoryview):
-        super().__init__(content)
-        self.name_for_messages = name
-
-    def __str__(self) -> str:
-        return self.name_for_messages
 
 
 class _Index:

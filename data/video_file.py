@@ -52,7 +52,7 @@ class VideoFile(FrameSource):
         super().check(modality)
         _pyav()
 
-    def decode(self, video: Video, numbers: list[int]) -> Iterator[tuple[str, Image.Image]]:
+    def decode(self, video: Video, numbers: list[int]) -> Iterator[tuple[str, np.ndarray]]:
         """RGB frames.
 
         Errors: ``DataError`` if a file is missing, too short or not a video.
@@ -112,8 +112,8 @@ class FileInfo:
                 )
 
 
-def read_frames(path: Path, numbers: list[int]) -> dict[int, Image.Image]:
-    """The RGB frames with these numbers (from 1). Numbers beyond the end are left out.
+def read_frames(path: Path, numbers: list[int]) -> dict[int, np.ndarray]:
+    """The RGB frames with these numbers (from 1), uint8 (H, W, 3). Numbers beyond the end are left out.
 
     Errors: the errors of ``opened``, and ``DataError`` if frames have different sizes or a size that allows no crops.
     """
@@ -121,7 +121,7 @@ def read_frames(path: Path, numbers: list[int]) -> dict[int, Image.Image]:
     with opened(path) as (container, stream, aspect):
         for number, frame in numbered_frames(container, stream, aspect):
             if number in wanted:
-                images[number] = shown_image(frame, aspect)
+                images[number] = np.array(shown_image(frame, aspect))
             if len(images) == len(wanted):
                 break
     return images

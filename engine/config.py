@@ -13,6 +13,7 @@ import yaml
 
 from data.messages import one_line, shown
 from data.modality import MODALITIES
+from data.pixels import FAITHFUL, PIXELS
 from data.sampling import CLIPS, SHORT_VIDEOS
 from data.transforms import CROPS
 from data.yaml_file import read_mapping
@@ -81,6 +82,7 @@ class Recipe:
     compile: bool
     cudnn_benchmark: bool
     activation_checkpointing: bool
+    pixels: str
     # training clips
     train_resize: Size
     input_size: int
@@ -108,6 +110,7 @@ CHOICES = {
     "modality": MODALITIES,
     "precision": ("auto", "fp32", "tf32", "bf16", "fp16"),
     "schedule": ("cosine", "step"),
+    "pixels": PIXELS,
     "flip": ("none", "skip", "swap"),
     "val_short_videos": SHORT_VIDEOS,
     "test_short_videos": SHORT_VIDEOS,
@@ -179,7 +182,9 @@ def load_recipe(
     """
     path = recipe_file(model)
     values, variants = _read(path, dataset)
-    values = _merged(values, {key: value for key, value in present_names(kept or {}).items() if key in KEYS})
+    if kept:  # a run that began before there was a choice had Pillow's pixels
+        values["pixels"] = FAITHFUL
+        values = _merged(values, {key: value for key, value in present_names(kept).items() if key in KEYS})
     if variant is not None:
         if variant not in variants:
             raise ConfigError(f"{path.name}: no variant {variant!r}; known: {', '.join(variants) or 'none'}")

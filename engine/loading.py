@@ -68,6 +68,7 @@ def training_data(
         mirror_pairs=dataset.mirror_pairs,
         seed=recipe.seed,
         modality=modality,
+        pixels=recipe.pixels,
     )
     val_set = EvalDataset(
         read_list(dataset.val_list, dataset.num_classes),
@@ -78,6 +79,7 @@ def training_data(
         input_size=recipe.input_size,
         short_videos=recipe.val_short_videos,
         modality=modality,
+        pixels=recipe.pixels,
     )
     if len(train_set) < plan.global_batch:
         fitting = 2 ** max(0, len(train_set).bit_length() - 2)  # at least two steps per epoch

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from data import DatasetConfig, EvalDataset, load_dataset_config
 from data.labels import describe_flip
+from data.pixels import describe as describe_pixels
 from data.video_list import fingerprint
 from reports.accuracy import describe_top5
 
@@ -79,6 +80,7 @@ def prepare(args: argparse.Namespace, start: Start, device: torch.device) -> Run
     info(settings_yaml)
     info(describe_flip(recipe.flip, dataset.categories, dataset.mirror_pairs))
     info(val_set.modality.describe(val_set.source))
+    info(describe_pixels(recipe.pixels))
     info(batch_line)
     info(describe_top5(dataset.num_classes))
     describe_workers(recipe.workers)

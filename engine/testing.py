@@ -9,6 +9,8 @@ import torch
 from data import DatasetConfig, EvalDataset, FrameSource, Video
 from data.labels import mirror_pairs
 from data.modality import Modality
+from data.pixels import FAITHFUL
+from data.pixels import describe as describe_pixels
 from data.sampling import FrameOrder
 from data.transforms import MIRRORED
 from models import load_weights
@@ -24,12 +26,13 @@ from .log import info
 from .network import build_from_checkpoint, run_settings
 from .precision import Precision
 
-GEOMETRY = ("views", "resize", "crop", "input", "short_videos", "mirrored_scores")
+GEOMETRY = ("views", "resize", "crop", "input", "short_videos", "mirrored_scores", "pixels")
 # The settings of the released tests, by name. Flags override them.
+_SDA = {"views": "1x1", "resize": "256", "crop": 224, "input": 224, "short_videos": "spread", "pixels": FAITHFUL}
 PROTOCOLS = {
-    "rsa": {"views": "1x1", "resize": "240x320", "crop": 224, "input": 224, "short_videos": "first_frame"},
-    "sda": {"views": "1x1", "resize": "256", "crop": 224, "input": 224, "short_videos": "spread"},
-    "sda_full": {"views": "1x1", "resize": "256", "crop": 256, "input": 224, "short_videos": "spread"},
+    "rsa": _SDA | {"resize": "240x320", "short_videos": "first_frame"},
+    "sda": _SDA,
+    "sda_full": _SDA | {"crop": 256},
 }
 
 
@@ -44,11 +47,13 @@ class Views:
     input: int
     short_videos: str
     mirrored_scores: str  # "swap" or "keep"
+    pixels: str  # "faithful" or "fast"
 
     def __str__(self) -> str:
         size = self.resize
         shown = "as stored" if size is None else "x".join(map(str, size)) if isinstance(size, tuple) else size
-        return f"resize {shown}, crop {self.crop}, {self.short_videos}"
+        pixels = "" if self.pixels == FAITHFUL else f", {self.pixels} pixels"
+        return f"resize {shown}, crop {self.crop}, {self.short_videos}{pixels}"
 
 
 @dataclass
@@ -151,6 +156,7 @@ def choose_views(recipe: Recipe, protocol: str | None, **given: object) -> Views
         "input": recipe.input_size,
         "short_videos": recipe.test_short_videos,
         "mirrored_scores": "swap",
+        "pixels": recipe.pixels,
     }
     if protocol is not None:
         config.check_key(protocol, PROTOCOLS, "protocol")
@@ -165,6 +171,7 @@ def choose_views(recipe: Recipe, protocol: str | None, **given: object) -> Views
         config.coerce("input_size", values["input"]),
         str(values["short_videos"]),
         str(values["mirrored_scores"]),
+        str(values["pixels"]),
     )
 
 
@@ -189,6 +196,7 @@ def make_test_set(member: Member, videos: list[Video], source: FrameSource, orde
         modality=member.modality,
         order=order,
         mirror_pairs=member.mirror_pairs,
+        pixels=views.pixels,
     )
 
 
@@ -205,6 +213,8 @@ def score_list(
     Errors: the errors of ``evaluate``.
     """
     parts, left_out, source = [], {}, dataset.open_source()
+    for line in dict.fromkeys(describe_pixels(member.views.pixels) for member in members):
+        info(line)
     for member in members:
         test_set = make_test_set(member, videos, source, order)
         info(f"{member.file}: {member.model.arch}, {member.views}, {len(videos)} videos{order.suffix}")

@@ -29,7 +29,7 @@ from data import DataError, DatasetConfig, FrameFolder, FrameSource, Video, load
 from data.image_file import check_sizes
 from data.messages import one_line, reason
 from data.packed import Shard, read_shard, write_index, write_shard, write_whole
-from data.transforms import ResizeTo, resize
+from data.transforms import ResizeTo, resized_size
 from data.video_list import fingerprint
 from engine import distributed
 from engine.config import ConfigError, parse_size
@@ -86,6 +86,7 @@ class Packer(NamedTuple):
         flow = self.files_per_frame == 2
         files, sizes = [], {}
         for i, (name, image) in enumerate((self.source.decode_flow if flow else self.source.decode)(video, numbers)):
+            image = image if isinstance(image, Image.Image) else Image.fromarray(image)
             sizes[name] = image.size
             number = numbers[i // self.files_per_frame]
             files.append(self._file(name, image, f"{'xy'[i % 2]}_{number:06d}" if flow else f"{number:06d}"))
@@ -99,7 +100,7 @@ class Packer(NamedTuple):
             except OSError as error:
                 raise DataError(f"{name} cannot be read ({reason(error)})") from None
         content = io.BytesIO()
-        (image,) = resize([image], self.size)
+        image = image.resize(resized_size(*image.size, self.size), Image.Resampling.BILINEAR)
         if self.raw:
             image.save(content, "PPM")
             return f"{stem}.{'pgm' if image.mode == 'L' else 'ppm'}", content.getvalue()

@@ -19,6 +19,7 @@ from data import (
     sampling,
     transforms,
 )
+from data.pixels import PIXELS, cut
 from engine.batch import BatchPlan, StepSampler
 from engine.workers import batches
 from models import WeightsError, build_model, list_models, load_weights
@@ -123,7 +124,7 @@ def test_which_flow_files_make_a_segment(tmp_path, form):
     (video,), image_tmpl = draw(tmp_path, form)
     images = Modality("Flow", 3).read(video, [4, 1, 8], FrameFolder(tmp_path, image_tmpl))
     expected = [pixels(axis, k) for k in (4, 5, 6, 1, 2, 3, 8, 9, 9) for axis in "xy"]  # the last frame repeats
-    assert all(image.mode == "L" for image in images)
+    assert all(image.dtype == np.uint8 for image in images)
     np.testing.assert_array_equal(np.stack(images), np.stack(expected))
 
 
@@ -166,28 +167,16 @@ def test_ten_crops_of_differences(tmp_path):
             np.testing.assert_array_equal(clips[crop, segment], np.concatenate(planes, 2).transpose(2, 0, 1))
 
 
-@pytest.mark.parametrize(("policy", "label", "flipped"), [("swap", 1, 0), ("skip", 1, None), ("skip", 2, 2)])
-def test_flow_flips_under_the_policies(policy, label, flipped):
-    images = [Image.fromarray(pixels(axis, k)) for k in (1, 2) for axis in "xy"]
-    mirrored = [255 - pixels("x", 1), pixels("y", 1), 255 - pixels("x", 2), pixels("y", 2)]
-    mirrored = np.stack(mirrored)[:, :, ::-1]
-    outcomes = set()
-    for seed in range(40):
-        rng = np.random.default_rng(seed)
-        result, new = transforms.random_flip(images, label, policy, {0: 1, 1: 0}, rng, flow=True)
-        same = np.array_equal(np.stack(result), np.stack(images))
-        assert same or np.array_equal(np.stack(result), mirrored)
-        outcomes.add((same, new))
-    assert outcomes == {(True, label)} | ({(False, flipped)} if flipped is not None else set())
-
-
-def test_whether_images_are_flow_is_said_and_not_guessed():
-    """A mirror keeps the values of grey images that are not flow. It would change colour images that are flow."""
-    for kind in ("x", "rgb"):
-        image = Image.fromarray(pixels(kind, 1))
-        seen = [np.asarray(transforms.mirror([image], flow)[0]) for flow in (False, True)]
-        np.testing.assert_array_equal(seen[0], pixels(kind, 1)[:, ::-1])
-        np.testing.assert_array_equal(seen[1], 255 - pixels(kind, 1)[:, ::-1])
+@pytest.mark.parametrize("way", PIXELS)
+def test_a_mirror_image_of_flow_inverts_x(way):
+    """Whether images are flow is said, and not guessed. A mirror keeps the values of grey images that are not flow."""
+    images = [pixels(axis, k) for k in (1, 2) for axis in "xy"]
+    crop = transforms.Crop(5, 0, HEIGHT, HEIGHT, mirrored=True)
+    cropped = np.stack(images)[:, None, :, 5 : 5 + HEIGHT][..., ::-1]  # (4, 1, H, H)
+    inverted = np.stack([255 - image if i % 2 == 0 else image for i, image in enumerate(cropped)])
+    for flow, expected in ((False, cropped), (True, inverted)):
+        (result,) = cut(images, (WIDTH, HEIGHT), [crop], HEIGHT, way, flow)
+        np.testing.assert_array_equal(result, expected)
 
 
 def training_crops(plane, scales):

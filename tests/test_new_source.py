@@ -140,7 +140,10 @@ def test_a_sources_mistake_is_no_bad_video(tmp_path, registered, monkeypatch):
     config = load_dataset_config(str(tmp_path / dataset(tmp_path, "stacks", source="stacks")))
     data = EvalDataset(read_list(config.val_list, 2), config.open_source(), 4, None, 40, 40, "spread")
     assert isinstance(data[0], DataError)  # the file does not exist
-    for frames, error in ((np.zeros((9, 48, 48), np.uint8), "mode L"), (np.zeros((0, 48, 48, 3), np.uint8), "index")):
+    for frames, error in (
+        (np.zeros((9, 48, 48), np.uint8), "must give uint8"),
+        (np.zeros((0, 48, 48, 3), np.uint8), "index"),
+    ):
         monkeypatch.setattr(registered.Stacks, "open", lambda self, video, frames=frames: frames)
         with pytest.raises((TypeError, IndexError), match=error):
             data[0]

@@ -127,7 +127,7 @@ def test_a_bug_is_a_traceback_and_no_bad_video(trained, monkeypatch, error, work
     def broken(*_, **__):
         raise error("a bug")
 
-    monkeypatch.setattr(transforms, "resize", broken)
+    monkeypatch.setattr(transforms, "resized_size", broken)
     monkeypatch.setattr(loading, "check_clips", lambda *_: None)
     skip = ["--on_bad_video", "skip", "--device", "cpu", "--workers", workers]
     test = ["test_models.py", "small.yaml", "--weights", f"net_runs/run/{BEST}", *skip]
