@@ -39,6 +39,8 @@ def parse_args() -> argparse.Namespace:
     paths.add_argument("--image_tmpl", metavar="NAME", help="file name of a video's frames, such as {:05d}.jpg")
     paths.add_argument("--allow_overlap", action="store_true", help="train although both lists contain the same video")
     paths.add_argument("--allow_two_labels", action="store_true", help="train although a video has two labels")
+    text = "do not count the frames of the videos before training (this is done once for a dataset)"
+    paths.add_argument("--skip_data_check", action="store_true", help=text)
     flags.add_recipe_flags(parser)
     return flags.parse_arguments(parser)
 

@@ -53,10 +53,11 @@ def list_datasets() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def load_dataset_config(dataset: str, **overrides: str | None) -> DatasetConfig:
+def load_dataset_config(dataset: str, with_names: bool = True, **overrides: str | None) -> DatasetConfig:
     """A dataset by its name or by the path of its YAML file.
 
-    ``overrides`` (root, train_list, val_list, image_tmpl) replace values of the file unless they are None.
+    ``overrides`` (root, train_list, val_list, image_tmpl) replace values of the file unless they are None. Without
+    ``with_names``, the class names are not read, so that a dataset can be checked whose names are wrong.
     ``toy_something`` is drawn when it is first used.
 
     Errors: ``DataError`` that names the file, the key and a remedy.
@@ -72,8 +73,9 @@ def load_dataset_config(dataset: str, **overrides: str | None) -> DatasetConfig:
         values[key] = str(folder / values[key])
     if isinstance(values.get("categories"), str):
         values["categories"] = folder / values["categories"]
-    values["categories"] = read_categories(values.get("categories"), values["num_classes"], path)
-    config = replace(DatasetConfig(**values), **{key: value for key, value in overrides.items() if value is not None})
+    names = read_categories(values.get("categories"), values["num_classes"], path) if with_names else None
+    config = DatasetConfig(**values | {"categories": names})
+    config = replace(config, **{key: value for key, value in overrides.items() if value is not None})
     _check_source(config, path)
     if path.resolve() == FOLDER.resolve() / f"{toy.NAME}.yaml" and not overrides.get("root"):
         toy.draw_once(FOLDER / toy.NAME, config.categories)

@@ -70,11 +70,7 @@ class FrameFolder(FrameSource):
 
         Errors: the errors of ``decode``, and ``DataError`` for a grey file that should hold x and y.
         """
-        folder = self.root / video.path
-        before: tuple[int, ...] = ()
-        if self.fields == 3:
-            folder, number = self._numbered(folder)
-            before = (number,)
+        folder, before = self.place(video)
         for number in numbers:
             if self.fields == 1:
                 name, packed = self._open(video, folder, self.image_tmpl.format(number), "RGB", flow=True)
@@ -83,6 +79,17 @@ class FrameFolder(FrameSource):
             else:
                 for axis in "xy":
                     yield self._open(video, folder, self.image_tmpl.format(*before, axis, number), "L", flow=True)
+
+    def place(self, video: Video) -> tuple[Path, tuple[int, ...]]:
+        """The folder of a video, and the values of the template's fields before x or y: the folder's number, if any.
+
+        Errors: ``DataError`` if the template has the folder's number, but the folder's name is not a number.
+        """
+        folder = self.root / video.path  # an absolute path replaces root
+        if self.fields < 3:
+            return folder, ()
+        folder, number = self._numbered(folder)
+        return folder, (number,)
 
     def _open(self, video: Video, folder: Path, name: str, mode: str, flow: bool = False) -> tuple[str, np.ndarray]:
         """The path of the file, which messages name, and its pixels."""

@@ -83,6 +83,10 @@ def _raw_pixels(content: bytes | memoryview, mode: str) -> np.ndarray | None:
     return pixels.reshape(shape).copy() if pixels.size == np.prod(shape) else None
 
 
+class SizesDiffer(DataError):
+    """The frames of a video have different sizes."""
+
+
 def open_image(file: Path | BinaryIO, mode: str = "RGB", flow: str | None = None) -> Image.Image:
     """The image of a file in ``mode`` (RGB or L), turned as its EXIF data say, as a viewer shows it.
 
@@ -133,7 +137,7 @@ def check_size(name: object, size: tuple[int, int]) -> None:
 def check_sizes(sizes: Mapping[str, tuple[int, int]]) -> None:
     """Check that all frames of a video have one size. ``sizes`` maps each frame's name to (width, height).
 
-    Errors: ``DataError`` that names a frame whose size differs from the size of most frames. One crop is cut from all
+    Errors: ``SizesDiffer`` that names a frame whose size differs from the size of most frames. One crop is cut from all
     frames, so one size is needed.
     """
     if len(set(sizes.values())) <= 1:
@@ -142,7 +146,7 @@ def check_sizes(sizes: Mapping[str, tuple[int, int]]) -> None:
     name = next(name for name, size in sizes.items() if size != usual)
     other = next(name for name, size in sizes.items() if size == usual)
     shapes = ", ".join("{} is {}x{} px".format(key, *sizes[key]) for key in (name, other))
-    raise DataError(f"{shapes} (width x height); all frames of a video need one size: store it again")
+    raise SizesDiffer(f"{shapes} (width x height); all frames of a video need one size: store it again")
 
 
 def _check_bits(file: Path, mode: str) -> None:

@@ -72,16 +72,8 @@ def read_list(list_file: str | Path, num_classes: int) -> VideoList:
 
     Errors: ``DataError`` with file and line.
     """
-    name = one_line(list_file)
-    try:
-        lines = text_lines(list_file)
-    except FileNotFoundError:
-        raise DataError(f"{name}: no such list file; check the dataset's train_list and val_list") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{name}: cannot be read as UTF-8 text ({reason(error)})") from None
-
-    paths, counts, labels, numbers = [], [], [], []
-    for number, line in enumerate(lines, start=1):
+    name, paths, counts, labels, numbers = one_line(list_file), [], [], [], []
+    for number, line in enumerate(list_lines(list_file), start=1):
         line = line.strip()
         if not line:
             continue
@@ -98,7 +90,32 @@ def read_list(list_file: str | Path, num_classes: int) -> VideoList:
     return VideoList(name, paths, counts, labels, numbers)
 
 
-def _fields(line: str, num_classes: int) -> tuple[str, int, int]:
+def list_lines(list_file: str | Path) -> list[str]:
+    """The lines of a list file, also the blank ones.
+
+    Errors: ``DataError`` if the file cannot be read.
+    """
+    name = one_line(list_file)
+    try:
+        return text_lines(list_file)
+    except FileNotFoundError:
+        raise DataError(f"{name}: no such list file; check the dataset's train_list and val_list") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{name}: cannot be read as UTF-8 text ({reason(error)})") from None
+
+
+def parse_line(line: str, where: str, num_classes: float) -> Video:
+    """The video of a line that is not blank. ``where`` is ``file:line``.
+
+    Errors: ``DataError`` that begins with ``where``.
+    """
+    try:
+        return Video(*_fields(line.strip(), num_classes), where)
+    except ValueError as problem:
+        raise DataError(f"{where}: {problem}") from None
+
+
+def _fields(line: str, num_classes: float) -> tuple[str, int, int]:
     """Path, number of frames and label of a list line.
 
     Errors: ``ValueError`` that says what is wrong and gives the remedy.

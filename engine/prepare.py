@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import platform
 import random
+import shlex
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ from reports.accuracy import describe_top5
 from . import config, distributed, flags
 from .batch import BatchPlan, plan_batch
 from .config import ConfigError, Recipe
+from .data_check import check_files
 from .loading import check_clips, check_lists, describe_workers, training_data
 from .log import info
 from .network import build_for_training
@@ -31,6 +33,7 @@ from .state import TrainingState, average_weights
 
 PLACES = ("root", "train_list", "val_list", "image_tmpl")
 ALLOWED = ("allow_overlap", "allow_two_labels")
+KEPT = (*PLACES, *ALLOWED, "skip_data_check")  # the flags about the dataset that a resumed run keeps
 
 
 @dataclass
@@ -83,6 +86,9 @@ def prepare(args: argparse.Namespace, start: Start, device: torch.device) -> Run
     describe_workers(recipe.workers)
     if distributed.is_main():
         check_lists(dataset, train_set.videos, val_set.videos, **{key: given.get(key, False) for key in ALLOWED})
+        if not given.get("skip_data_check"):
+            remedy = command_of_check(args.dataset, {key: given[key] for key in PLACES if key in given})
+            check_files(dataset, train_set.videos, val_set.videos, recipe.on_bad_video, remedy)
         check_clips(val_set, recipe.on_bad_video, recipe.workers)
 
     random.seed(recipe.seed)
@@ -97,13 +103,19 @@ def prepare(args: argparse.Namespace, start: Start, device: torch.device) -> Run
 
 def choose_dataset(args: argparse.Namespace, start: Start) -> tuple[DatasetConfig, dict]:
     """The dataset and the flags about it: the flags given now, and the flags that the run was started with."""
-    now = {key: getattr(args, key) for key in (*PLACES, *ALLOWED) if getattr(args, key)}
+    now = {key: getattr(args, key) for key in KEPT if getattr(args, key)}
     dataset = load_dataset_config(args.dataset, **{key: now.get(key) for key in PLACES})
     before = start.flags(dataset.name)
-    given = {key: before[key] for key in (*PLACES, *ALLOWED) if key in before} | now
+    given = {key: before[key] for key in KEPT if key in before} | now
     if given != now:
         dataset = load_dataset_config(args.dataset, **{key: given.get(key) for key in PLACES})
     return dataset, given
+
+
+def command_of_check(dataset: str, places: dict[str, str]) -> str:
+    """The command that finds all errors of a dataset and writes corrected lists."""
+    given = [f"--{key} {shlex.quote(value)}" for key, value in places.items()]
+    return " ".join(["python -m scripts.check_dataset", shlex.quote(dataset), *given, "--fix"])
 
 
 def make_recipe(args: argparse.Namespace, dataset: DatasetConfig, start: Start) -> tuple[Recipe, BatchPlan, str]:

@@ -3,7 +3,10 @@
 ``pytest --hypothesis-profile thorough`` tries 2,000 new examples. A test that sets its own number keeps it.
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,14 @@ from hypothesis import settings
 # Set before torch is imported here and in the programs that tests start. With more threads, pytest's two processes
 # would compete for the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Training notes there which datasets it has checked. Tests must not fill the user's own folder. Matplotlib keeps its
+# fonts in the user's, because it needs seconds to find them.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    os.environ.setdefault("MPLCONFIGDIR", os.path.join(cache, "matplotlib"))
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="tests-cache-")
+    atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 settings.register_profile("ci", max_examples=100, deadline=None, derandomize=True)
 settings.register_profile("thorough", max_examples=2000, deadline=None)
