@@ -1,17 +1,18 @@
 """Image files as upright 8-bit images, and the sizes that crops need."""
 
+import functools
 import io
 import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageMode
+from PIL import ExifTags, Image, ImageMode, UnidentifiedImageError
 
 from . import jpeg
-from .messages import reason
+from .messages import reason, shown
+from .regular_file import open_regular
 from .video_list import DataError
 
 # Training crops are 1, 0.875, 0.75 and 0.66 of the short side. With 8 px these are four different sizes. With 1 px all
@@ -37,7 +38,7 @@ def read_image(file: str | Path, mode: str = "RGB", flow: str | None = None) -> 
     Errors: those of ``decode_image``, and ``DataError`` if the file cannot be read.
     """
     try:
-        with open(file, "rb", buffering=0) as opened:
+        with open_regular(file) as opened:
             content = opened.read()
     except OSError as error:
         raise DataError(f"{file} is not a readable image ({reason(error)}); extract it again") from None
@@ -47,29 +48,23 @@ def read_image(file: str | Path, mode: str = "RGB", flow: str | None = None) -> 
 def decode_image(name: str, content: bytes | memoryview, mode: str = "RGB", flow: str | None = None) -> np.ndarray:
     """The pixels of an image file's content: uint8 (H, W, 3), or (H, W) if ``mode`` is L.
 
-    They are the pixels of ``open_image``. Most JPEG files and uncompressed pixels are read without Pillow, which is
-    faster. ``name`` is the name of the image in messages.
+    The image is turned as its EXIF data say, as a viewer shows it. 16-bit RGB becomes 8-bit RGB, because Pillow keeps
+    the upper byte of each value. ``name`` is the name of the image in messages. ``flow`` is the image_tmpl if the image
+    is flow, otherwise None. An RGB image of flow is packed flow.
 
-    Errors: those of ``open_image``.
+    Most JPEG files and uncompressed pixels are read without Pillow, which is faster and gives the same pixels.
+
+    Errors: ``DataError``, which begins with ``name``. Reasons are: the content is not a complete image, does not have 8
+    bits per channel, or has a size that allows no crops. Flow must not have an EXIF orientation, and packed flow must
+    not be grey.
     """
     pixels = jpeg.decode(content, mode)
     if pixels is None:
         pixels = _raw_pixels(content, mode)
     if pixels is None:
-        return np.array(open_image(_Content(name, content), mode, flow))
+        return np.array(_open_with_pillow(name, content, mode, flow))
     check_size(name, pixels.shape[1::-1])
     return pixels
-
-
-class _Content(io.BytesIO):
-    """The content of an image file, whose ``str`` is its name in messages."""
-
-    def __init__(self, name: str, content: bytes | memoryview):
-        super().__init__(content)
-        self.name_in_messages = name
-
-    def __str__(self) -> str:
-        return self.name_in_messages
 
 
 def _raw_pixels(content: bytes | memoryview, mode: str) -> np.ndarray | None:
@@ -87,38 +82,36 @@ class SizesDiffer(DataError):
     """The frames of a video have different sizes."""
 
 
-def open_image(file: Path | BinaryIO, mode: str = "RGB", flow: str | None = None) -> Image.Image:
-    """The image of a file in ``mode`` (RGB or L), turned as its EXIF data say, as a viewer shows it.
-
-    ``file`` is a path, or an open file whose ``str`` is its name in messages.
-
-    16-bit RGB becomes 8-bit RGB, because Pillow keeps the upper byte of each value. ``flow`` is the image_tmpl if the
-    file holds flow, otherwise None. An RGB file of flow is packed flow.
-
-    Errors: ``DataError``, which begins with the file's name. Reasons are: the file is not a complete image, does not
-    have 8 bits per channel, or has a size that allows no crops. Flow must not have an EXIF orientation, and packed flow
-    must not be grey.
-    """
+def _open_with_pillow(name: str, content: bytes | memoryview, mode: str, flow: str | None) -> Image.Image:
     try:
-        with Image.open(file) as image:
-            _check_bits(file, image.mode)
-            check_size(file, image.size)
+        with Image.open(io.BytesIO(content), formats=_formats()) as image:
+            _check_bits(name, image.mode)
+            check_size(name, image.size)
             if flow and mode == "RGB" and Image.getmodebase(image.mode) == "L":
                 raise DataError(
-                    f"{file} is grey, not flow packed as red and green; "
+                    f"{name} is grey, not flow packed as red and green; "
                     f"for x and y files image_tmpl {flow!r} needs a field before the number"
                 )
             turned = _turn(image) if image.format == "TIFF" else None  # on loading, Pillow turns a TIFF itself
             upright = image.convert(mode)
             turn = _turn(image)  # after loading, because a PNG may have its EXIF data at the end
             if flow and (turn, turned) != (None, None):
-                raise DataError(f"{file} is flow with an EXIF orientation, which x and y do not follow; remove the tag")
+                raise DataError(f"{name} is flow with an EXIF orientation, which x and y do not follow; remove the tag")
             return upright if turn is None else upright.transpose(turn)
     except DataError:
         raise
+    except UnidentifiedImageError:
+        problem = f"it begins with {shown(bytes(content[:20]))}" if len(content) else "it is empty"
     except Exception as error:  # for broken files Pillow raises a dozen types, RuntimeError and KeyError among them
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{file} is not a readable image ({reason}); extract it again") from None
+        problem = " ".join(str(error).split()) or type(error).__name__
+    raise DataError(f"{name} is not a readable image ({problem}); extract it again")
+
+
+@functools.cache
+def _formats() -> list[str]:
+    """All formats that Pillow reads but EPS, whose content is a program that Pillow gives to Ghostscript."""
+    Image.init()
+    return [name for name in Image.OPEN if name != "EPS"]
 
 
 def check_size(name: object, size: tuple[int, int]) -> None:
@@ -149,7 +142,7 @@ def check_sizes(sizes: Mapping[str, tuple[int, int]]) -> None:
     raise SizesDiffer(f"{shapes} (width x height); all frames of a video need one size: store it again")
 
 
-def _check_bits(file: Path, mode: str) -> None:
+def _check_bits(name: str, mode: str) -> None:
     """Check that an image has 8 bits per channel or fewer.
 
     Errors: ``DataError`` for a mode whose values Pillow would clip at 255, or round to 0, when it converts them to 8
@@ -158,7 +151,7 @@ def _check_bits(file: Path, mode: str) -> None:
     kind = ImageMode.getmode(mode).typestr  # as numpy's: "|u1" 8 bits, "|b1" black and white, "<u2", "<i4", "<f4"
     if kind[1:] not in ("u1", "b1"):
         raise DataError(
-            f"{file} has {8 * int(kind[2:])} bits a channel (Pillow's mode {mode}); "
+            f"{name} has {8 * int(kind[2:])} bits a channel (Pillow's mode {mode}); "
             "frames and flow are 8-bit images: convert it to 8 bits"
         )
 

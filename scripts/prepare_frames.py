@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from data import DataError
-from data.image_file import open_image
+from data.image_file import read_image
 from data.video_file import FileInfo, numbered_frames, opened, shown_image
 from scripts.prepare_plan import Place
 
@@ -81,7 +81,7 @@ def copy_frames(source: Path, path: str, output: Output, remove: bool) -> list[t
                 if output.short_side is None:
                     _copy(source / name, target)
                 else:
-                    _save(open_image(source / name), target, output)
+                    _save(Image.fromarray(read_image(source / name)), target, output)
         result = (path, len(names), "")
     except DataError as error:
         result = (path, 0, str(error))

@@ -1,12 +1,13 @@
 """Images of all formats are read as viewers show them, or refused by name. None becomes constant, turned or black."""
 
 import io
+import os
 import struct
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from data import DataError, EvalDataset, FrameFolder, Modality, TrainDataset, image_file, transforms
 from data.modality import RGB
@@ -24,7 +25,7 @@ def video(folder, images: dict[str, object]) -> Video:
             (folder / name).write_bytes(image)
         else:
             image.save(folder / name)
-    return Video(".", len(images), 0, "list.txt:7")
+    return Video(".", max(1, len(images)), 0, "list.txt:7")
 
 
 def read(folder, images: dict[str, object], image_tmpl: str = "{}.png", modality: Modality = RGB) -> list[np.ndarray]:
@@ -197,14 +198,35 @@ def test_every_training_crop_of_the_smallest_frame_is_white(tmp_path):
 
 @pytest.mark.parametrize("content", [b"no image", b""])
 def test_bytes_that_make_pillow_raise_what_they_like_are_errors_of_one_line(tmp_path, content, monkeypatch):
-    with pytest.raises(DataError, match=r"^/\S*1.png is not a readable image \(.*\); extract it again$"):
+    beginning = r"it begins with b'no image'" if content else "it is empty"
+    with pytest.raises(DataError, match=rf"^/\S*1.png is not a readable image \({beginning}\); extract it again$"):
         read(tmp_path, {"1.png": content})
     for error in (KeyError("mode"), RuntimeError("two\nlines"), MemoryError()):
 
-        def broken(_, error=error):
+        def broken(_, error=error, **__):
             raise error
 
         monkeypatch.setattr(image_file.Image, "open", broken)
         with pytest.raises(DataError, match=r"^[^\n]*1.png is not a readable image \([^\n]+\); extract it again$"):
             read(tmp_path, {"1.png": content})
         monkeypatch.undo()
+
+
+def test_no_program_in_an_image_file_is_run(tmp_path, monkeypatch):
+    """An EPS file is a program, and Pillow would give it to Ghostscript, whatever the name of the file says."""
+    content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n"
+    started = []
+    monkeypatch.setattr(
+        EpsImagePlugin, "Ghostscript", lambda *_, **__: started.append(True) or Image.new("RGB", (20, 20))
+    )
+    np.asarray(Image.open(io.BytesIO(content)))
+    assert started.pop()
+    with pytest.raises(DataError, match=r"1.jpg is not a readable image \(it begins with b'%!PS.*; extract it again$"):
+        read(tmp_path, {"1.jpg": content}, "{}.jpg")
+    assert not started
+
+
+def test_a_pipe_is_no_frame(tmp_path):
+    os.mkfifo(tmp_path / "1.jpg")
+    with pytest.raises(DataError, match=r"1.jpg is not a readable image \(not a regular file but a pipe"):
+        read(tmp_path, {}, "{}.jpg")

@@ -18,7 +18,7 @@ from PIL import Image
 from toy_run import ROOT, quick_flags, run_inside
 
 from data import load_dataset_config, read_list
-from data.image_file import open_image
+from data.image_file import read_image
 from data.video_file import FileInfo, opened, read_frames
 from scripts.prepare_frames import jpeg_tables
 from scripts.steps import children
@@ -191,8 +191,8 @@ def test_each_kind_of_video_gives_the_frames_that_a_player_shows(tmp_path):
         folder = tmp_path / "to/frames" / file.partition(".")[0]
         assert len(list(folder.iterdir())) == number
         for i, image in expected.items():
-            stored = open_image(folder / f"img_{i:05d}.jpg")
-            assert stored.size == image.shape[1::-1]
+            stored = read_image(folder / f"img_{i:05d}.jpg")
+            assert stored.shape == image.shape
             assert np.abs(np.asarray(stored, float) - np.asarray(image, float)).mean() < 3  # the next frame: 12
 
 
