@@ -71,7 +71,9 @@ class _File(OneVideo):
         found = read_frames(self.path, numbers, self.num_frames)
         if len(found) < len(numbers):
             raise DataError("holds fewer frames than at first; was the file changed?")
-        return self._checked("frame 1", {f"frame {number}": image for number, image in found.items()})
+        return self._checked(
+            "frame 1", {f"frame {number}": Image.fromarray(pixels) for number, pixels in found.items()}
+        )
 
 
 class _Folder(OneVideo):

@@ -75,7 +75,7 @@ class VideoFile(FrameSource):
                 raise DataError(
                     f"{path} ends before frame {number}, but the list says {video.num_frames} frames; correct the list"
                 )
-            yield f"frame {number} of {path}", images[number]
+            yield f"frame {number} of {path}", Image.fromarray(images[number])
 
 
 class FileInfo:
@@ -118,8 +118,8 @@ class FileInfo:
                 )
 
 
-def read_frames(path: Path, numbers: list[int], num_frames: int | None = None) -> dict[int, Image.Image]:
-    """The RGB frames with these numbers (from 1). Numbers beyond the end are left out.
+def read_frames(path: Path, numbers: list[int], num_frames: int | None = None) -> dict[int, np.ndarray]:
+    """The RGB frames with these numbers (from 1), uint8 (H, W, 3). Numbers beyond the end are left out.
 
     ``num_frames`` is the number of frames of the whole file. The file is decoded from its start if this is not given.
 
@@ -138,11 +138,11 @@ def read_frames(path: Path, numbers: list[int], num_frames: int | None = None) -
         return _images(enumerate(container.decode(stream), start=1), wanted, aspect)
 
 
-def _images(frames: Iterable[tuple[int, Any]], wanted: set[int], aspect: Fraction) -> dict[int, Image.Image]:
+def _images(frames: Iterable[tuple[int, Any]], wanted: set[int], aspect: Fraction) -> dict[int, np.ndarray]:
     images = {}
     for number, frame in _of_one_size(frames, aspect):
         if number in wanted:
-            images[number] = shown_image(frame, aspect)
+            images[number] = shown_frame(frame, aspect)
         if len(images) == len(wanted):
             break
     return images
@@ -216,19 +216,27 @@ def _squared(frame: Any, aspect: Fraction) -> tuple[int, int]:
 
 
 def _shown_size(frame: Any, aspect: Fraction) -> tuple[int, int]:
-    """(width, height) of a frame as ``shown_image`` gives it."""
+    """(width, height) of a frame as ``shown_frame`` gives it."""
     size = _squared(frame, aspect)
     return size[::-1] if _turn(frame) in _SIDEWAYS else size
 
 
 def shown_image(frame: Any, aspect: Fraction) -> Image.Image:
-    """One of ``numbered_frames`` as an RGB image, as a player shows it: with square pixels and turned."""
+    """``shown_frame`` as a PIL image."""
+    return Image.fromarray(shown_frame(frame, aspect))
+
+
+def shown_frame(frame: Any, aspect: Fraction) -> np.ndarray:
+    """One of ``numbered_frames`` as a player shows it, with square pixels and turned: RGB, uint8 (H, W, 3)."""
     # PyAV's to_image gives the same pixels, but copies them row by row in Python and converts in several threads.
-    image = Image.fromarray(frame.to_ndarray(format="rgb24", **_one_thread()))
+    pixels = frame.to_ndarray(format="rgb24", **_one_thread())
     size, turn = _squared(frame, aspect), _turn(frame)
+    if size == (frame.width, frame.height) and turn is None:
+        return pixels
+    image = Image.fromarray(pixels)
     if size != image.size:
         image = image.resize(size, Image.Resampling.BILINEAR)
-    return image if turn is None else image.transpose(turn)
+    return np.array(image if turn is None else image.transpose(turn))
 
 
 @cache

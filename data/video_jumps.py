@@ -63,6 +63,8 @@ def _packets(container: Any, stream: Any, num_frames: int) -> list[Any]:
         raise NotCertain
     if any(packet.is_discard or packet.is_corrupt for packet in packets):  # an edit list may leave out frames
         raise NotCertain
+    if (sorted(stamps) != [packet.pts for packet in packets]) != bool(stream.codec_context.has_b_frames):
+        raise NotCertain  # as in files copied from AVI, which stores no time stamps: they may be those of decoding
     return packets
 
 
