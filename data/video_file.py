@@ -34,6 +34,8 @@ _TURNS = {
     (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
     (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
 }
+# FFmpeg's formats that read other files, which a dataset does not name.
+_PLAYLISTS = ("concat", "concatf", "dash", "hls", "imf", "rtsp", "sdp")
 _SIDEWAYS = [turn for (a, *_), turn in _TURNS.items() if a == 0 and turn is not None]
 
 
@@ -158,8 +160,10 @@ def opened(path: Path) -> Iterator[tuple[Any, Any, Fraction]]:
     try:
         # A video may have a title that is not UTF-8.
         with av.open(str(path), metadata_errors="replace") as container:
+            if container.format.name in _PLAYLISTS:
+                raise DataError("is a list of other files; give a video file itself")
             if not container.streams.video:
-                raise DataError("holds no video stream")
+                raise DataError("holds no video stream; is it sound only, or cut off?")
             stream = container.streams.video[0]
             yield container, stream, stream.sample_aspect_ratio or Fraction(1)
     except (av.FFmpegError, OSError) as error:
