@@ -1,8 +1,9 @@
 """Frames from video files, decoded by PyAV as a player shows them: turned, mirrored and with square pixels.
 
-PyAV was chosen over torchcodec because it was as fast or faster for 8 and 16 spread frames of every measured file
-(``python -m benchmarks.video``, figures in ``benchmarks/RESULTS.md``), and because it brings FFmpeg's libraries along.
-torchcodec needs them installed. Both gave the same pixels. Decoding in more threads was hardly faster.
+PyAV was chosen over torchcodec for two reasons. It read 8 and 16 spread frames faster from most measured files, and at
+most 4 % more slowly from the others (``python -m benchmarks.video``, figures in ``benchmarks/RESULTS.md``). It also
+contains FFmpeg's libraries, which torchcodec needs installed. Both gave the same pixels. One thread is used, because
+more threads were hardly faster.
 """
 
 import os
