@@ -43,8 +43,8 @@ class OneVideo(FrameSource):
 def open_one_video(path: str | Path) -> tuple[Video, OneVideo, list[str]]:
     """The video of a file or folder (its label is 0, its ``where`` is the path), its source, and lines for the log.
 
-    The images of a folder are its frames in natural order (1, 2, 10). A file is decoded twice: first to count its
-    frames, then to read some of them. A long video therefore does not fill the memory.
+    The images of a folder are its frames in natural order (1, 2, 10). A file is read twice: first to count its
+    frames, then to decode some of them. A long video therefore does not fill the memory.
 
     Errors: ``DataError``, which begins with the path. Reasons are: nothing is there, it is not a video, two images have
     the same number, frames have different sizes, or PyAV is not installed and a file is given.
@@ -68,10 +68,10 @@ class _File(OneVideo):
         self.path, self.num_frames, self.size, self.notes = path, info.num_frames, info.size, info.notes
 
     def decode(self, video: Video, numbers: list[int]) -> Iterable[tuple[str, np.ndarray]]:
-        found = read_frames(self.path, numbers)
+        found = read_frames(self.path, numbers, self.num_frames)
         if len(found) < len(numbers):
             raise DataError("holds fewer frames than at first; was the file changed?")
-        return self._checked("frame 1", {f"frame {number}": image for number, image in found.items()})
+        return self._checked("frame 1", {f"frame {number}": pixels for number, pixels in found.items()})
 
 
 class _Folder(OneVideo):

@@ -1,9 +1,16 @@
-"""Frames from video files, decoded by PyAV as a player shows them: turned, mirrored and with square pixels."""
+"""Frames from video files, decoded by PyAV as a player shows them: turned, mirrored and with square pixels.
+
+PyAV was chosen over torchcodec for two reasons. It read 8 and 16 spread frames faster from most measured files, and at
+most 4 % more slowly from the others (``python -m benchmarks.video``, figures in ``benchmarks/RESULTS.md``). It also
+contains FFmpeg's libraries, which torchcodec needs installed. Both gave the same pixels. One thread is used, because
+more threads were hardly faster.
+"""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +20,7 @@ from PIL import Image
 
 from .frame_source import FrameSource
 from .image_file import check_size, check_sizes
+from .video_jumps import NotCertain, needed_frames
 from .video_list import DataError, Video
 
 # The first two rows and columns of a display matrix (a, b, c, d) -> the same operation in PIL. The matrix moves pixel
@@ -28,14 +36,16 @@ _TURNS = {
     (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
     (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
 }
+# FFmpeg's formats that read other files, which a dataset does not name.
+_PLAYLISTS = ("concat", "concatf", "dash", "hls", "imf", "rtsp", "sdp")
 _SIDEWAYS = [turn for (a, *_), turn in _TURNS.items() if a == 0 and turn is not None]
 
 
 class VideoFile(FrameSource):
     """Video files ``root/<path of the list line>``. The list line gives the number of frames of a file.
 
-    A file is decoded from its start to the last frame that is needed. A jump to a key frame would need exact time
-    stamps, and many files do not have them.
+    Only the packets that the frames need are decoded if the time stamps are exact and the file has as many packets as
+    the list says frames (``video_jumps``). All other files are decoded from their start to the last frame needed.
     """
 
     def __init__(self, root: str | Path):
@@ -53,7 +63,7 @@ class VideoFile(FrameSource):
         _pyav()
 
     def decode(self, video: Video, numbers: list[int]) -> Iterator[tuple[str, np.ndarray]]:
-        """RGB frames.
+        """RGB frames. They are decoded in one thread, because loading processes work side by side.
 
         Errors: ``DataError`` if a file is missing, too short or not a video.
         """
@@ -61,7 +71,7 @@ class VideoFile(FrameSource):
         if not os.path.isfile(path):  # Path.is_file() raises if a name is too long
             raise DataError(f"no file {path}; check the dataset's root and the list's paths")
         try:
-            images = read_frames(path, numbers)
+            images = read_frames(path, numbers, video.num_frames)
         except DataError as error:
             raise DataError(f"{path}: {error}") from None
         for number in numbers:
@@ -112,18 +122,33 @@ class FileInfo:
                 )
 
 
-def read_frames(path: Path, numbers: list[int]) -> dict[int, np.ndarray]:
+def read_frames(path: Path, numbers: list[int], num_frames: int | None = None) -> dict[int, np.ndarray]:
     """The RGB frames with these numbers (from 1), uint8 (H, W, 3). Numbers beyond the end are left out.
+
+    ``num_frames`` is the number of frames of the whole file. The file is decoded from its start if this is not given.
 
     Errors: the errors of ``opened``, and ``DataError`` if frames have different sizes or a size that allows no crops.
     """
-    wanted, images = set(numbers), {}
-    with opened(path) as (container, stream, aspect):
-        for number, frame in numbered_frames(container, stream, aspect):
-            if number in wanted:
-                images[number] = np.array(shown_image(frame, aspect))
+    wanted = set(numbers)
+    if num_frames is not None:
+        # Decoding from the start then says what is wrong with the file.
+        with suppress(NotCertain, DataError), opened(path) as (container, stream, aspect):
+            stream.codec_context.thread_count = 1
+            images = _images(needed_frames(container, stream, wanted, num_frames), wanted, aspect)
             if len(images) == len(wanted):
-                break
+                return images
+    with opened(path) as (container, stream, aspect):
+        stream.codec_context.thread_count = 1
+        return _images(enumerate(container.decode(stream), start=1), wanted, aspect)
+
+
+def _images(frames: Iterable[tuple[int, Any]], wanted: set[int], aspect: Fraction) -> dict[int, np.ndarray]:
+    images = {}
+    for number, frame in _of_one_size(frames, aspect):
+        if number in wanted:
+            images[number] = shown_frame(frame, aspect)
+        if len(images) == len(wanted):
+            break
     return images
 
 
@@ -137,8 +162,10 @@ def opened(path: Path) -> Iterator[tuple[Any, Any, Fraction]]:
     try:
         # A video may have a title that is not UTF-8.
         with av.open(str(path), metadata_errors="replace") as container:
+            if container.format.name in _PLAYLISTS:
+                raise DataError("is a list of other files; give a video file itself")
             if not container.streams.video:
-                raise DataError("holds no video stream")
+                raise DataError("holds no video stream; is it sound only, or cut off?")
             stream = container.streams.video[0]
             yield container, stream, stream.sample_aspect_ratio or Fraction(1)
     except (av.FFmpegError, OSError) as error:
@@ -158,13 +185,17 @@ def numbered_frames(container: Any, stream: Any, aspect: Fraction) -> Iterator[t
 
     Errors: ``DataError`` if frames have different sizes or a size that allows no crops.
     """
-    first: tuple[int, int] | None = None
-    for number, frame in enumerate(container.decode(stream), start=1):
+    return _of_one_size(enumerate(container.decode(stream), start=1), aspect)
+
+
+def _of_one_size(frames: Iterable[tuple[int, Any]], aspect: Fraction) -> Iterator[tuple[int, Any]]:
+    first: dict[str, tuple[int, int]] = {}
+    for number, frame in frames:
         size = frame.width, frame.height
-        if first is None:
-            first = size
-            check_size("frame 1", _shown_size(frame, aspect))
-        check_sizes({"frame 1": first, f"frame {number}": size})
+        if not first:
+            first = {f"frame {number}": size}
+            check_size(f"frame {number}", _shown_size(frame, aspect))
+        check_sizes(first | {f"frame {number}": size})
         yield number, frame
 
 
@@ -191,14 +222,30 @@ def _squared(frame: Any, aspect: Fraction) -> tuple[int, int]:
 
 
 def _shown_size(frame: Any, aspect: Fraction) -> tuple[int, int]:
-    """(width, height) of a frame as ``shown_image`` gives it."""
+    """(width, height) of a frame as ``shown_frame`` gives it."""
     size = _squared(frame, aspect)
     return size[::-1] if _turn(frame) in _SIDEWAYS else size
 
 
 def shown_image(frame: Any, aspect: Fraction) -> Image.Image:
-    """One of ``numbered_frames`` as an RGB image, as a player shows it: with square pixels and turned."""
-    image, size, turn = frame.to_image(), _squared(frame, aspect), _turn(frame)
+    """``shown_frame`` as a PIL image."""
+    return Image.fromarray(shown_frame(frame, aspect))
+
+
+def shown_frame(frame: Any, aspect: Fraction) -> np.ndarray:
+    """One of ``numbered_frames`` as a player shows it, with square pixels and turned: RGB, uint8 (H, W, 3)."""
+    # PyAV's to_image gives the same pixels, but copies them row by row in Python and converts in several threads.
+    pixels = frame.to_ndarray(format="rgb24", **_one_thread())
+    size, turn = _squared(frame, aspect), _turn(frame)
+    if size == (frame.width, frame.height) and turn is None:
+        return pixels
+    image = Image.fromarray(pixels)
     if size != image.size:
         image = image.resize(size, Image.Resampling.BILINEAR)
-    return image if turn is None else image.transpose(turn)
+    return np.array(image if turn is None else image.transpose(turn))
+
+
+@cache
+def _one_thread() -> dict[str, int]:
+    """The option by which PyAV converts colours in one thread. Versions before 17 never use more."""
+    return {"threads": 1} if int(_pyav().__version__.split(".")[0]) >= 17 else {}

@@ -261,9 +261,9 @@ def test_the_size_costs_no_more_decoding(tmp_path, monkeypatch):
     One image of a folder is opened to know the size.
     """
     opened, converted = [], []
-    to_image = video_file.shown_image
+    to_frame = video_file.shown_frame
     monkeypatch.setattr(av, "open", lambda *a, _open=av.open, **b: opened.append(a) or _open(*a, **b))
-    monkeypatch.setattr(video_file, "shown_image", lambda *a: converted.append(a) or to_image(*a))
+    monkeypatch.setattr(video_file, "shown_frame", lambda *a: converted.append(a) or to_frame(*a))
     video, source, _ = open_one_video(encode(tmp_path / "clip.mp4", CLIP))
     assert source.size == (96, 64) and len(opened) == 2 and not converted  # one of the two wrote the file
     source.frames(video, [2, 4, 2])
