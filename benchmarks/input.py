@@ -1,18 +1,20 @@
 """Times the input pipeline: ``python -m benchmarks.input [DATASET]``.
 
 It draws videos of 48 JPEG frames of 427x240 px, or uses the training list of a dataset. One core then makes training
-clips of RSANet (16 frames, 240x320, crop 224): by the released steps, by decoding alone, and by this project's datasets
-from the folder and from packed files. All ways take turns, clip by clip. ``--cold`` empties the system's file cache
+clips of RSANet (16 frames, 240x320, crop 224): by the released steps, by decoding alone, and by our datasets from the
+folder and from packed files. The ways take turns, four clips at a time. ``--cold`` empties the system's file cache
 before each clip, so it also times the disk.
 """
 
 import argparse
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -128,16 +130,18 @@ def ours(config: DatasetConfig, videos: list[Video], pixels: str) -> TrainDatase
     return TrainDataset(videos, config.open_source(), SEGMENTS, RESIZED, INPUT, "skip", {}, pixels=pixels)
 
 
-def clip_by_clip(dataset: Dataset, before: Callable[[], None] = lambda: None) -> Callable[[], None]:
-    """A function that makes the next clip of the dataset. All functions take the videos in the same order."""
-    number = count()
+def next_clips(dataset: Dataset, clips: int = 4) -> Callable[[], None]:
+    """A function that makes the next clips of the dataset, one after the other, as a loading process does.
+
+    All such functions take the videos in the same order.
+    """
+    numbers = count()
 
     def run() -> None:
-        k = next(number)
-        before()
-        item = dataset[k, k % len(dataset.videos)]
-        if isinstance(item, DataError):
-            raise item
+        for k in islice(numbers, clips):
+            item = dataset[k, k % len(dataset.videos)]
+            if isinstance(item, DataError):
+                raise item
 
     return run
 
@@ -152,7 +156,7 @@ def one_core(stores: dict[str, DatasetConfig], videos: list[Video], rounds: int)
     ways["decoding alone, Pillow"] = FromFiles(folder, videos, decode_by_pillow)
     ways["decoding alone, ours"] = FromFiles(folder, videos, decode)
     ways |= {f"{way}, {name}": ours(store, videos, way) for way in PIXELS for name, store in stores.items()}
-    seconds = medians({name: clip_by_clip(way) for name, way in ways.items()}, rounds, "cpu")
+    seconds = medians({name: next_clips(way) for name, way in ways.items()}, rounds, "cpu")
     released, floor = seconds["released steps"], seconds["decoding alone, ours"]
     rows = [[name, f"{released / s:.2f}", f"{s / floor:.2f}"] for name, s in seconds.items()]
     print_table(["one core, files in memory", "times the released speed", "time / decoding alone"], rows)
@@ -204,16 +208,20 @@ def whole_loader(dataset: Dataset, workers: int, clips: int) -> Callable[[], Non
 
 
 def cold(stores: dict[str, DatasetConfig], videos: list[Video], rounds: int) -> None:
-    """Print the time of clips from a disk whose content is not in memory, relative to the folder."""
+    """Print the speed of clips from a disk whose content is not in memory, relative to the folder."""
     rows, folder = [], stores["folder"]
     for what in ("bytes", "decoded frames"):
-        runs = {}
-        for name, store in stores.items():
-            way = Stored(store, videos, bytes_only=what == "bytes")
-            way = FromFiles(folder, videos, read) if name == "folder" and what == "bytes" else way
-            runs[name] = clip_by_clip(way, lambda store=store: forget(store))
-        waiting = medians({name: lambda store=store: forget(store) for name, store in stores.items()}, rounds, "cpu")
-        seconds = {name: s - waiting[name] for name, s in medians(runs, rounds, "cpu").items()}
+        runs = {name: next_clips(Stored(store, videos, what == "bytes"), 1) for name, store in stores.items()}
+        if what == "bytes":
+            runs["folder"] = next_clips(FromFiles(folder, videos, read), 1)
+        times: dict[str, list[float]] = {name: [] for name in runs}
+        for _ in range(rounds):
+            for name, run in runs.items():
+                forget(stores[name])
+                start = time.perf_counter()
+                run()
+                times[name].append(time.perf_counter() - start)
+        seconds = {name: statistics.median(values) for name, values in times.items()}
         rows += [[what, name, f"{seconds['folder'] / s:.2f}"] for name, s in seconds.items()]
     print_table(["from a cold disk", "store", "times the folder's speed"], rows)
 
@@ -239,7 +247,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", nargs="?", help="a dataset of image folders; default: drawn videos")
     parser.add_argument("--videos", type=int, default=24, help="number of videos (default 24)")
-    parser.add_argument("--rounds", type=int, default=48, help="number of clips of each way (default 48)")
+    parser.add_argument("--rounds", type=int, default=24, help="number of turns of each way (default 24)")
     parser.add_argument("--cold", action="store_true", help="time reading from a disk instead")
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -46,7 +46,7 @@ def cut(
         for view, crop in zip(views, crops, strict=True):
             if crop.mirrored:
                 view[0::2] = 255 - view[0::2]
-    return views
+    return torch.from_numpy(views).movedim(-1, -3)  # (crops, frames, C, side, side)
 
 
 def describe(pixels: str) -> str:
@@ -55,8 +55,8 @@ def describe(pixels: str) -> str:
     return f"pixels: {pixels}; {jpeg.decoder().reason}; {resize[pixels]}"
 
 
-def _by_pillow(frames: Sequence[np.ndarray], size: tuple[int, int], crops: Sequence[Crop], side: int) -> Tensor:
-    """The crops (crops, frames, C, side, side)."""
+def _by_pillow(frames: Sequence[np.ndarray], size: tuple[int, int], crops: Sequence[Crop], side: int) -> np.ndarray:
+    """The crops, (crops, frames, side, side, C)."""
     views = [[] for _ in crops]
     for frame in frames:
         part, left, top = _resized_by_pillow(frame, size, crops)
@@ -65,7 +65,7 @@ def _by_pillow(frames: Sequence[np.ndarray], size: tuple[int, int], crops: Seque
             image = part.crop((x, y, x + crop.width, y + crop.height)).resize((side, side), BILINEAR)
             view.append(np.asarray(image.transpose(MIRROR) if crop.mirrored else image))
     images = np.stack([np.stack(view) for view in views])  # (crops, frames, side, side) and for RGB also 3
-    return torch.from_numpy(images.reshape(*images.shape[:4], -1)).movedim(-1, -3)
+    return images.reshape(*images.shape[:4], -1)
 
 
 def _resized_by_pillow(frame: np.ndarray, size: tuple[int, int], crops: Sequence[Crop]) -> tuple[Image.Image, int, int]:
@@ -89,8 +89,9 @@ def _resized_by_pillow(frame: np.ndarray, size: tuple[int, int], crops: Sequence
     return Image.fromarray(frame).resize((right - left, bottom - top), BILINEAR, box), left, top
 
 
-def _by_torch(frames: Sequence[np.ndarray], size: tuple[int, int], crops: Sequence[Crop], side: int) -> Tensor:
-    """The crops (crops, frames, C, side, side)."""
+@torch.inference_mode()  # this halves PyTorch's own work for each small operation
+def _by_torch(frames: Sequence[np.ndarray], size: tuple[int, int], crops: Sequence[Crop], side: int) -> np.ndarray:
+    """The crops, (crops, frames, side, side, C)."""
     height, width = frames[0].shape[:2]
     (_, (top, bottom)), channels = _shown(size, crops), frames[0].size // (height * width)
     if height != size[1]:  # PyTorch's filter does not see the rows beyond the slice
@@ -99,15 +100,17 @@ def _by_torch(frames: Sequence[np.ndarray], size: tuple[int, int], crops: Sequen
     top, bottom = _whole_steps(top, bottom, size[1], _step(height, size[1]))
     rows = slice(top * height // size[1], bottom * height // size[1])  # in one piece, unlike a slice of columns
     crops = [crop._replace(y=crop.y - top) for crop in crops]
-    views = [[] for _ in crops]
-    for frame in frames:  # one by one, because a frame fits into the processor's cache and a clip does not
+    views = np.empty((len(crops), len(frames), side, side, channels), np.uint8)
+    results = torch.from_numpy(views).movedim(-1, 2).unbind()
+    for i, frame in enumerate(
+        frames
+    ):  # one by one, because a frame fits into the processor's cache and a clip does not
         stored = torch.from_numpy(frame[rows].reshape(1, -1, width, channels)).permute(0, 3, 1, 2)
         part = _resized(stored, (bottom - top, size[0]))
-        for view, crop in zip(views, crops, strict=True):
-            view.append(_resized(_cropped(part, crop), (side, side)))
-    clips = [torch.cat(view) for view in views]  # (frames, C, side, side)
-    clips = [clip.flip(-1) if crop.mirrored else clip for clip, crop in zip(clips, crops, strict=True)]
-    return torch.stack([clip.movedim(-3, -1) for clip in clips]).movedim(-1, -3) if len(clips) > 1 else clips[0][None]
+        for result, crop in zip(results, crops, strict=True):
+            image = _resized(_cropped(part, crop), (side, side))[0]
+            result[i] = image.flip(-1) if crop.mirrored else image
+    return views
 
 
 def _cropped(images: Tensor, crop: Crop) -> Tensor:
