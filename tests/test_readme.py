@@ -127,6 +127,8 @@ def toy_form(command: str) -> str:
         return f"{here} {SMALL} & first=$!; {here} {SMALL} && wait $first"
     if command == "python -m benchmarks.training":
         return f"{command} tsn_tiny --size 32 --steps 1 --only channels_last"
+    if command == "python -m benchmarks.input":
+        return f"{command} --videos 2 --rounds 1"
     if command == "python -m benchmarks.memory":
         return f"{command} --videos 400 --workers 2 --epochs 1 --samples 2"
     if command == "python -m benchmarks.rsa":
