@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 from data import DataError, DatasetConfig, TrainDataset, Video, collate, load_dataset_config, read_list
 from data.image_file import read_image
 from data.modality import RGB
-from data.pixels import FAST, PIXELS, cut, describe
+from data.pixels import BILINEAR, FAST, MIRROR, PIXELS, cut, describe
 from data.sampling import random_segments
 from data.transforms import IMAGENET_MEAN, IMAGENET_STD, multi_scale_crop
 from engine.loading import make_loader
@@ -38,7 +38,6 @@ from .measure import machine, medians
 ROOT = Path(__file__).parents[1]
 SIZE, FRAMES, QUALITY = (427, 240), 48, 90
 SEGMENTS, RESIZED, INPUT = 16, (240, 320), 224
-BILINEAR, MIRROR = Image.Resampling.BILINEAR, Image.Transpose.FLIP_LEFT_RIGHT
 
 
 def draw_videos(folder: Path, videos: int) -> Path:
@@ -85,7 +84,7 @@ class FromFiles(Dataset):
 
 
 def released_steps(files: list[str], rng: np.random.Generator) -> Tensor:
-    """The released steps for a clip (48, 224, 224): each makes whole images, and the clip becomes float on the CPU."""
+    """A clip (48, 224, 224) by the released steps. Each makes whole images, and the clip becomes float on the CPU."""
     images = [Image.open(file).convert("RGB") for file in files]
     images = [image.resize(RESIZED[::-1], BILINEAR) for image in images]
     crop = multi_scale_crop(*RESIZED[::-1], INPUT, rng)
@@ -152,9 +151,9 @@ def one_core(stores: dict[str, DatasetConfig], videos: list[Video], rounds: int)
     ways = {
         "released steps": FromFiles(folder, videos, released_steps),
         "reading alone": FromFiles(folder, videos, read),
+        "decoding alone, Pillow": FromFiles(folder, videos, decode_by_pillow),
+        "decoding alone, ours": FromFiles(folder, videos, decode),
     }
-    ways["decoding alone, Pillow"] = FromFiles(folder, videos, decode_by_pillow)
-    ways["decoding alone, ours"] = FromFiles(folder, videos, decode)
     ways |= {f"{way}, {name}": ours(store, videos, way) for way in PIXELS for name, store in stores.items()}
     seconds = medians({name: next_clips(way) for name, way in ways.items()}, rounds, "cpu")
     released, floor = seconds["released steps"], seconds["decoding alone, ours"]
@@ -227,7 +226,7 @@ def cold(stores: dict[str, DatasetConfig], videos: list[Video], rounds: int) -> 
 
 
 def forget(config: DatasetConfig) -> None:
-    """Take the files of a dataset out of the system's file cache and, if we have the right to, all folders too."""
+    """Drop a dataset's files from the system's file cache. If the rights suffice, drop all cached folders too."""
     for folder, _, names in os.walk(config.root):
         for name in names:
             descriptor = os.open(os.path.join(folder, name), os.O_RDONLY)

@@ -1,10 +1,11 @@
 """Memory of the loading processes over epochs of a long list: ``python -m benchmarks.memory``.
 
-The training loader of main.py reads clips of one small frame from 200,000 videos. It does so twice, in a new process
-each: with the list as it is (``arrays``: data.VideoList), and with a Python list of its videos (``tuples``). The memory
-of the main process and of all loading processes is measured again and again. Their proportional set sizes count 1/k of
-a page that k processes share, so their sum is what all of them take; files such as PyTorch's libraries, which other
-programs may share, are left out. The unique set size of a loading process is what it shares with nobody. Linux only.
+The training loader of main.py reads clips of one small frame from 200,000 videos. It does so in two new processes. One
+has the list as it is (``arrays``: data.VideoList), and the other has a Python list of its videos (``tuples``). The
+memory of the main process and of all loading processes is measured several times in each epoch. A proportional set size
+counts 1/k of a page that k processes share, so the sum over the processes is the memory that all of them take. Files
+such as PyTorch's libraries are left out, because other programs may share them. The unique set size of a loading
+process is the memory that it shares with no other process. Linux only.
 ``python -m figs.draw_memory`` draws the samples.
 """
 
@@ -38,7 +39,7 @@ CLASSES, FRAMES, SIDE, BATCH = 174, 3, 32, 100
 
 
 class Sample(NamedTuple):
-    """Memory in MB after so many epochs. ``worker`` is the mean over the loading processes."""
+    """Memory in MB after ``epochs`` epochs. ``worker`` is the mean over the loading processes."""
 
     form: str
     epochs: float
@@ -48,7 +49,7 @@ class Sample(NamedTuple):
 
 
 def make_dataset(folder: Path, videos: int) -> None:
-    """Frame folders, and a list of so many different paths, which are links to these few folders."""
+    """A few frame folders, and a list with ``videos`` different paths, which are links to these folders."""
     rng, side = np.random.default_rng(0), math.ceil(math.sqrt(videos))
     for kind in range(8):
         (folder / f"frames/{kind}").mkdir(parents=True)
@@ -70,7 +71,7 @@ def described(folder: Path) -> DatasetConfig:
 
 
 def measure(dataset: DatasetConfig, form: str, workers: int, epochs: int, samples: int) -> Iterator[Sample]:
-    """Samples of some epochs: one after the first batch, and up to ``samples`` of each epoch, the last at its end."""
+    """One sample after the first batch, and up to ``samples`` of each epoch, of which the last is at its end."""
     recipe = load_recipe("tsn_r50", "toy_something", **SMALL, workers=workers, seed=0)
     loader, _ = training_data(dataset, recipe, BatchPlan(BATCH), torch.device("cpu"))
     if form == "tuples":

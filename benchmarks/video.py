@@ -187,8 +187,7 @@ def main() -> None:
         for name in args.files:
             for count in args.frames:
                 times = times_of(FILES[name], Path(folder), count, args.rounds, torchcodec)
-                first, *others = times.values()
-                ratios = ["1.00", *(f"{first / seconds:.2f}" for seconds in others)]
+                ratios = [f"{times[names[0]] / seconds:.2f}" for seconds in times.values()]
                 print(f"| {FILES[name].what} | {count} of {FILES[name].frames} | {' | '.join(ratios)} |", flush=True)
 
 

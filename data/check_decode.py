@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from functools import singledispatch
 from typing import NamedTuple
 
-import numpy as np
-
 from .check_files import Problem, count_problem
 from .frame_source import FrameSource
 from .image_file import SizesDiffer, check_sizes
@@ -16,9 +14,9 @@ AT_ONCE = 16  # frames in memory
 
 
 class Decoded(NamedTuple):
-    """What decoding says of a video.
+    """What decoding shows about a video.
 
-    ``frames`` is the number of decoded frames, ``size`` the (height, width) of the first one. ``notes`` are lines
+    ``frames`` is the number of decoded frames. ``size`` is the (height, width) of the first one. ``notes`` are lines
     about oddities that are no problem.
     """
 
@@ -39,7 +37,7 @@ def decode(source: FrameSource, video: Video, every_frame: bool) -> Decoded:
             wanted = numbers[start : start + AT_ONCE]
             frames = (source.flow if flow else source.frames)(video, wanted)
             images = frames[::2] if flow else frames
-            sizes |= {f"frame {k} of {video.path}": _size(image) for k, image in zip(wanted, images, strict=True)}
+            sizes |= {f"frame {k} of {video.path}": image.shape[:2] for k, image in zip(wanted, images, strict=True)}
             done += len(wanted)
         check_sizes({name: size[::-1] for name, size in sizes.items()})
     except SizesDiffer as error:
@@ -51,7 +49,7 @@ def decode(source: FrameSource, video: Video, every_frame: bool) -> Decoded:
 
 @decode.register
 def _(source: VideoFile, video: Video, every_frame: bool) -> Decoded:
-    """Every frame, because the number of frames cannot be known otherwise."""
+    """Decode every frame, because the number of frames cannot be known otherwise."""
     path = source.root / video.path
     try:
         info = FileInfo(path)
@@ -78,13 +76,8 @@ def holds_flow_only(source: FrameSource) -> bool:
     return False
 
 
-def _size(image: object) -> tuple[int, int]:
-    """(height, width) of an image, however a source stores it in memory."""
-    return np.asarray(image).shape[:2]
-
-
 def sample(count: int, most: int) -> Sequence[int]:
-    """At most ``most`` places from across a list of ``count`` videos, its first and its last among them."""
+    """At most ``most`` places, spread over a list of ``count`` videos. The first and the last place are among them."""
     if count <= most:
         return range(count)
     return sorted({round(i * (count - 1) / (most - 1)) for i in range(most)})

@@ -1,4 +1,4 @@
-"""Looks at the files of videos without decoding them: are they there, and as many as the list says?"""
+"""Finds videos whose files are missing, or are not as many as the list says. Nothing is decoded."""
 
 import os
 import random
@@ -21,7 +21,7 @@ from .video_list import DataError, Video
 
 THREADS = 8  # they wait for the disk at the same time; a listing itself needs about 20 microseconds of one core
 CHUNK = 32  # videos that a thread looks at in one go
-HARMLESS = ("more", "zero")  # each frame that the list tells of can be read
+HARMLESS = ("more", "zero")  # all frames that the list counts can be read
 
 
 class Problem(NamedTuple):
@@ -44,7 +44,7 @@ class Problem(NamedTuple):
 def look(source: FrameSource, video: Video) -> Problem | None:
     """The problem of a video that can be seen without decoding; ``None`` if there is none.
 
-    A source from outside can register a function of its own (``look.register``). Otherwise nothing is looked at.
+    A source of another project can register its own function (``look.register``). Otherwise its files are not checked.
     """
     return None
 
@@ -86,7 +86,7 @@ def _names(image_tmpl: str, n: int) -> frozenset[str]:
 
 
 def _compare(numbers: set[int], n: int, place: str) -> Problem | None:
-    """The problem of a video that has frames with these numbers, if the list says ``n``."""
+    """The problem of a video whose list line says ``n`` frames and that has frames with these ``numbers``."""
     first, last = min(numbers), max(numbers)
     whole = next(k for k in range(1, len(numbers) + 2) if k not in numbers) - 1  # the frames 1 to whole are there
     if whole < n and first != 1:
@@ -102,7 +102,7 @@ def _compare(numbers: set[int], n: int, place: str) -> Problem | None:
 
 
 def count_problem(place: str, there: int, n: int) -> Problem:
-    """The problem of a video of which the frames 1 to ``there`` exist, if the list says another number ``n``."""
+    """The problem of a video whose list line says ``n`` frames, but whose frames are 1 to ``there``."""
     kind = "fewer" if there < n else "more"
     return Problem(kind, f"{place} holds frames 1 to {there}, but the list says {n} frames; correct the list", there)
 
@@ -127,9 +127,9 @@ def _(source: PackedStore, video: Video) -> Problem | None:
     except DataError as error:
         return Problem("missing", str(error))
     there = len(rows) // source.index.files_per_frame
-    return (
-        None if there == video.num_frames else count_problem(f"{video.path} in {source.path}", there, video.num_frames)
-    )
+    if there == video.num_frames:
+        return None
+    return count_problem(f"{video.path} in {source.path}", there, video.num_frames)
 
 
 def look_at_all(
@@ -149,7 +149,7 @@ def look_at_all(
         while True:
             while len(pending) < 2 * threads and (start := next(starts, None)) is not None:
                 pending.append(pool.submit(look_at, order[start : start + CHUNK]))
-            if time.monotonic() > end:  # the threads have begun with the first of them
+            if time.monotonic() > end:  # drop the videos that no thread has begun with
                 starts = iter(())
                 while pending and pending[-1].cancel():
                     pending.pop()
@@ -159,5 +159,5 @@ def look_at_all(
 
 
 def spread(count: int) -> list[int]:
-    """The places 0 to ``count`` - 1 in an order that is the same each time. Its beginning is a sample of the list."""
+    """The places 0 to ``count`` - 1 in a random order, the same each time. Its beginning samples the whole list."""
     return random.Random(0).sample(range(count), count)

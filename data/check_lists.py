@@ -11,10 +11,10 @@ from .video_list import DataError, Video, list_lines, parse_line
 class Listed:
     """A list file with everything that is wrong with its lines.
 
-    ``videos`` are those of the lines that can be read, also if their label is too large. ``lines`` is the number of
-    lines that are not blank. ``unreadable`` holds a message for each line that is not ``path #frames label``,
-    ``labels`` one for each label that is not below ``num_classes``, by place in ``videos``. ``problem`` says why the
-    file cannot be used at all.
+    ``videos`` are the videos of all lines that can be read, also if their label is too large. ``lines`` is the number
+    of lines that are not blank. ``unreadable`` holds a message for each line that is not ``path #frames label``.
+    ``labels`` holds a message for each label that is not below ``num_classes``, by the video's place in ``videos``.
+    ``problem`` says why the file cannot be used at all.
     """
 
     file: str

@@ -1,7 +1,7 @@
 """Checks of list files: they find what a user should know, and what may make a measured accuracy worthless."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from .messages import one_line, shown
@@ -21,7 +21,7 @@ class Finding(NamedTuple):
 
 
 def list_findings(
-    videos: list[Video], list_file: str, num_classes: int, categories: list[str] | None, root: str
+    videos: Sequence[Video], list_file: str, num_classes: int, categories: list[str] | None, root: str
 ) -> list[Finding]:
     """Findings about one list: videos listed twice, videos under two labels, and classes without a video."""
     file, findings = one_line(list_file), []
@@ -56,7 +56,7 @@ def list_findings(
     return findings
 
 
-def overlap_findings(train: list[Video], val: list[Video], root: str) -> list[Finding]:
+def overlap_findings(train: Sequence[Video], val: Sequence[Video], root: str) -> list[Finding]:
     """One finding if the training list holds videos of the validation list; otherwise no finding."""
     trained = dict(_named(train, root))
     both = [(trained[name], video) for name, video in _named(val, root) if name in trained]
@@ -70,7 +70,7 @@ def overlap_findings(train: list[Video], val: list[Video], root: str) -> list[Fi
     return [Finding("overlap", text)]
 
 
-def _named(videos: list[Video], root: str) -> Iterator[tuple[str, Video]]:
+def _named(videos: Sequence[Video], root: str) -> Iterator[tuple[str, Video]]:
     """The full path of each video, with the video. Videos are the same if their paths are. No file is opened."""
     return ((os.path.normpath(os.path.join(root, video.path)), video) for video in videos)
 

@@ -1,6 +1,6 @@
 """Datasets of uint8 clips for training and evaluation."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from torch import Tensor
@@ -26,7 +26,7 @@ class TrainDataset(Dataset):
 
     def __init__(
         self,
-        videos: list[Video],
+        videos: Sequence[Video],
         source: FrameSource,
         num_segments: int,
         resize: ResizeTo,
@@ -74,7 +74,7 @@ class EvalDataset(Dataset):
 
     def __init__(
         self,
-        videos: list[Video],
+        videos: Sequence[Video],
         source: FrameSource,
         num_segments: int,
         resize: ResizeTo,
@@ -148,7 +148,7 @@ def collate(items: list) -> list[Tensor] | DataError:
 
 
 def _batch(items: list[tuple[Tensor, int, int]]) -> list[Tensor]:
-    """Clips, labels and places of these items. The clips keep their memory layout, because a change of it is slow."""
+    """Clips, labels and places of these items. The clips keep their memory layout, because changing it is slow."""
     if not items[0][0].movedim(-3, -1).is_contiguous():
         return default_collate(items)
     clips, *others = default_collate([(clip.movedim(-3, -1), *rest) for clip, *rest in items])

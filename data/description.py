@@ -14,6 +14,7 @@ from .yaml_file import read_mapping
 
 FOLDER = Path(__file__).parent
 PATHS = ("root", "train_list", "val_list")
+OVERRIDES = (*PATHS, "image_tmpl")  # what flags can replace
 MOST_CLASSES = 1_000_000
 
 
@@ -56,8 +57,8 @@ def list_datasets() -> list[str]:
 def load_dataset_config(dataset: str, with_names: bool = True, **overrides: str | None) -> DatasetConfig:
     """A dataset by its name or by the path of its YAML file.
 
-    ``overrides`` (root, train_list, val_list, image_tmpl) replace values of the file unless they are None. Without
-    ``with_names``, the class names are not read, so that a dataset can be checked whose names are wrong.
+    ``overrides`` (the keys in ``OVERRIDES``) replace values of the file unless they are None. If ``with_names`` is
+    false, the class names are not read, so that a dataset with wrong names can be checked.
     ``toy_something`` is drawn when it is first used.
 
     Errors: ``DataError`` that names the file, the key and a remedy.

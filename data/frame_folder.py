@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .frame_source import FrameSource
+from .frame_source import FLOW_FORMS, FrameSource
 from .image_file import read_image
 from .messages import reason, shown
 from .video_list import DataError, Video
@@ -40,7 +40,7 @@ class FrameFolder(FrameSource):
 
     def __init__(self, root: str | Path, image_tmpl: str):
         self.root, self.image_tmpl, self.fields = Path(root), image_tmpl, template_fields(image_tmpl)
-        self.flow_form = "red x and green y of a file" if self.fields == 1 else "an x and a y file each"
+        self.flow_form = FLOW_FORMS[1 if self.fields == 1 else 2]
 
     def __str__(self) -> str:
         return self.image_tmpl

@@ -1,4 +1,4 @@
-"""The names of a folder's image files: which frame numbers a template finds there, and which template fits them."""
+"""The names of a folder's image files: the frame numbers that a template finds, and the template that fits them."""
 
 import re
 import string
@@ -45,7 +45,8 @@ def _pattern(image_tmpl: str) -> tuple[int, re.Pattern]:
 def detect_template(folders: list[tuple[str, list[str]]], fields: int) -> str | None:
     """The template that fits most of these folders (name, names of its files), or ``None`` if none fits half of them.
 
-    A template with this number of ``fields`` is preferred. Of several, the one that fits most files is taken.
+    A template with this number of ``fields`` is preferred. If several templates are left, the result is the one that
+    fits most files.
     """
     fitting, files = Counter(), Counter()
     for folder, names in folders:

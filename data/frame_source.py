@@ -10,7 +10,8 @@ from .image_file import check_sizes
 from .video_list import DataError, Video
 
 Picture = np.ndarray | Image.Image
-RGB, GREY = (3,), ()  # the axes of a frame and of a grey image after height and width
+COLOUR, GREY = (3,), ()  # the axes of a frame and of a grey image after height and width
+FLOW_FORMS = {1: "red x and green y of a file", 2: "an x and a y file each"}  # by the number of files per frame
 
 
 class FrameSource(ABC):
@@ -38,7 +39,7 @@ class FrameSource(ABC):
         message does not name the line of the list, because the dataset adds it.
         """
         wanted = sorted(set(numbers))
-        images = dict(zip(wanted, _checked(self.decode(video, wanted), RGB), strict=True))
+        images = dict(zip(wanted, _checked(self.decode(video, wanted), COLOUR), strict=True))
         return [images[number] for number in numbers]
 
     def flow(self, video: Video, numbers: list[int]) -> list[np.ndarray]:
@@ -74,7 +75,7 @@ class FrameSource(ABC):
         """
 
     def decode_flow(self, video: Video, numbers: list[int]) -> Iterable[tuple[str, Picture]]:
-        """A name and a grey image for the x of each number and then for its y, in the order x, y, x, y, ...
+        """Two names with grey images for each number, first x and then y. The order is x, y, x, y, ...
 
         A grey image is an array uint8 (H, W), or a PIL image of mode L.
         """
@@ -94,9 +95,10 @@ def _checked(decoded: Iterable[tuple[str, Picture]], last_axes: tuple[int, ...])
     for name, image in decoded:
         pixels = image if isinstance(image, np.ndarray) else np.array(image)
         if pixels.dtype != np.uint8 or pixels.ndim != 2 + len(last_axes) or pixels.shape[2:] != last_axes:
-            form = "(H, W, 3)" if last_axes == RGB else "(H, W)"
+            form = "(H, W, 3)" if last_axes == COLOUR else "(H, W)"
             raise TypeError(f"{name} is {pixels.dtype} {pixels.shape}; its source must give uint8 {form}")
         sizes[name] = pixels.shape[1::-1]
+        # PyTorch takes arrays of this kind without a copy and without a warning.
         images.append(np.require(pixels, requirements=["C_CONTIGUOUS", "WRITEABLE"]))
     check_sizes(sizes)
     return images

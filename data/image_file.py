@@ -52,7 +52,7 @@ def decode_image(name: str, content: bytes | memoryview, mode: str = "RGB", flow
     the upper byte of each value. ``name`` is the name of the image in messages. ``flow`` is the image_tmpl if the image
     is flow, otherwise None. An RGB image of flow is packed flow.
 
-    Most JPEG files and uncompressed pixels are read without Pillow, which is faster and gives the same pixels.
+    Most JPEG files and uncompressed pixels are read without Pillow. This is faster and gives the same pixels.
 
     Errors: ``DataError``, which begins with ``name``. Reasons are: the content is not a complete image, does not have 8
     bits per channel, or has a size that allows no crops. Flow must not have an EXIF orientation, and packed flow must
@@ -109,7 +109,7 @@ def _open_with_pillow(name: str, content: bytes | memoryview, mode: str, flow: s
 
 @functools.cache
 def _formats() -> list[str]:
-    """All formats that Pillow reads but EPS, whose content is a program that Pillow gives to Ghostscript."""
+    """All formats that Pillow reads, except EPS: an EPS file is a program, and Pillow lets Ghostscript run it."""
     Image.init()
     return [name for name in Image.OPEN if name != "EPS"]
 
@@ -159,7 +159,7 @@ def _check_bits(name: str, mode: str) -> None:
 def _turn(image: Image.Image) -> Image.Transpose | None:
     """The operation that turns the image upright by its EXIF data.
 
-    If these cannot be read, the image stays, as in a viewer.
+    If these cannot be read, the image is not turned. A viewer does the same.
     """
     try:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))

@@ -2,8 +2,8 @@
 
 Both libraries contain libjpeg-turbo. Pillow is slower, because it stores four bytes for a pixel and opens a file in
 several steps. ``benchmarks/RESULTS.md`` has the times. The released codes used Pillow. Therefore simplejpeg is used
-only if it gives Pillow's pixels for trial images of every usual kind on this machine. torchvision's decoder is slower
-than simplejpeg, and deprecated.
+only if it gives Pillow's pixels for trial images of every usual kind on this machine. torchvision's decoder is
+deprecated and slower than simplejpeg.
 """
 
 import functools
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 START = b"\xff\xd8\xff"
-_OTHER_SEGMENTS = frozenset({0xC4, 0xC8, 0xCC})  # tables, among the markers 0xC0 to 0xCF of an image's size
+_OTHER_SEGMENTS = frozenset({0xC4, 0xC8, 0xCC})  # tables; the other markers from 0xC0 to 0xCF give an image's size
 _APP1, _START_OF_SCAN = 0xE1, 0xDA
 CHANNELS = {1: "L", 3: "RGB"}
 
@@ -23,7 +23,7 @@ CHANNELS = {1: "L", 3: "RGB"}
 class Decoder(NamedTuple):
     """A function ``decode(content, mode)`` and the reason why it was chosen.
 
-    It returns uint8 (H, W, 3) or, for mode L, (H, W, 1). It is ``None`` if Pillow decodes.
+    The function returns uint8 (H, W, 3) or, for mode L, (H, W, 1). ``decode`` is ``None`` if Pillow decodes.
     """
 
     decode: Callable[[bytes, str], np.ndarray] | None
@@ -40,6 +40,7 @@ def decode(content: bytes | memoryview, mode: str) -> np.ndarray | None:
     if chosen.decode is None or header is None:
         return None
     width, height, channels = header
+    # Pillow warns of images with more pixels than this, or refuses them.
     if CHANNELS[channels] != mode or width * height > (Image.MAX_IMAGE_PIXELS or width * height):
         return None
     try:

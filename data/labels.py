@@ -23,7 +23,7 @@ def read_categories(
 ) -> list[str] | None:
     """Class names in label order, from a list or from a UTF-8 file with one name per line.
 
-    ``dataset_file`` is the file that the list stands in, for messages.
+    ``dataset_file`` is the file that contains the list, for messages.
 
     Errors: ``DataError`` if the file cannot be read, the count is not ``num_classes``, a name appears twice, or a name
     holds a control character.

@@ -32,7 +32,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .frame_source import FrameSource
+from .frame_source import FLOW_FORMS, FrameSource
 from .image_file import decode_image
 from .messages import one_line, reason, shown
 from .video_list import DataError, Video
@@ -40,10 +40,9 @@ from .video_list import DataError, Video
 STORE, VIDEOS, FRAMES, CONTENTS = "store.json", "videos.npy", "frames.npy", "videos.json"
 FORMAT = "packed frames 1"
 END = 1024  # bytes at each end of a shard whose checksum is verified when the shard is opened
-# Bytes between two frames. Many kinds of disk find a place in the time in which they read about as many bytes.
+# Bytes between two frames. On many kinds of disk, finding a place takes about as long as reading so many bytes.
 SHORT_GAP = 256 * 1024
 REMEDY = "copy it again from a good copy, or delete it and run scripts.pack again"
-FLOW_FORMS = {1: "red x and green y of a file", 2: "an x and a y file each"}
 FRAME = np.dtype([("offset", "<u8"), ("bytes", "<u4"), ("crc32", "<u4")])
 
 
@@ -238,10 +237,12 @@ def _mapped(file: Path, dtype: np.dtype, count: int) -> np.ndarray:
 
 
 def _read_ahead(mapped: mmap.mmap, wanted: list[tuple[int, int]]) -> None:
-    """Let the system read these ascending (offset, bytes) at once, and the gaps between them if they are short.
+    """Let the system read these parts (offset, bytes) of a file at once, and also short gaps between them.
 
-    Otherwise it would read 128 KB around each frame when the frame is first used, one after the other. A disk that
-    needs milliseconds to find a place reads a short gap faster than it finds the next place.
+    The parts are in ascending order.
+
+    Otherwise the system would read 128 KB around each frame when the frame is first used, one after the other. A disk
+    that needs milliseconds to find a place reads a short gap faster than it finds the next place.
     """
     if not hasattr(mmap, "MADV_WILLNEED"):
         return

@@ -1,7 +1,7 @@
 """The pixels of crops: frames are resized, cropped, resized to the network's input, and perhaps mirrored.
 
 There are two ways. ``faithful`` uses Pillow's resize, and its pixels are those of the released codes. It computes only
-the part of the first resize that the crops show, which does not change a pixel. ``fast`` uses PyTorch's resize of uint8
+the part of the first resize that the crops show. This does not change a pixel. ``fast`` uses PyTorch's resize of uint8
 images, which uses the processor's vector instructions. Its filter is Pillow's, but its weights have 16 bits. Therefore
 a pixel may differ by 2 grey levels, and the mean difference is below 0.3 (``tests/test_fast_pixels.py``).
 """
@@ -21,7 +21,7 @@ from .transforms import Crop
 FAITHFUL, FAST = "faithful", "fast"
 PIXELS = (FAITHFUL, FAST)
 BILINEAR, MIRROR = Image.Resampling.BILINEAR, Image.Transpose.FLIP_LEFT_RIGHT
-MOST_PARTS = 1024  # of a pixel; a float32 number with 13 bits for whole pixels has 11 bits left
+MOST_PARTS = 1024  # of a pixel; Pillow's box holds float32 numbers, which have 24 bits: 13 for whole pixels leave 11
 
 
 def cut(
@@ -39,7 +39,7 @@ def cut(
     ``pixels`` is ``"faithful"`` or ``"fast"``. If ``flow``, the frames are x, y, x, y, ... A mirror image reverses
     motion along x, so the values of its x frames are inverted.
 
-    The memory layout is (crops, frames, side, side, C), which convolutions in channels_last memory take without a copy.
+    The memory layout is (crops, frames, side, side, C). Convolutions in channels_last memory take it without a copy.
     """
     views = {FAITHFUL: _by_pillow, FAST: _by_torch}[pixels](frames, size, crops, side)
     if flow:
@@ -69,10 +69,10 @@ def _by_pillow(frames: Sequence[np.ndarray], size: tuple[int, int], crops: Seque
 
 
 def _resized_by_pillow(frame: np.ndarray, size: tuple[int, int], crops: Sequence[Crop]) -> tuple[Image.Image, int, int]:
-    """The part of the resized frame that the crops show, or more; and its left column and top row.
+    """A part of the resized frame that contains all crops, and its left column and top row.
 
-    If both sides change, this is the whole frame, because Pillow resizes the rows or the columns first, depending on
-    their numbers, and rounds in between.
+    If both sides change, the part is the whole frame. Pillow then resizes in two passes and rounds between them, and
+    the sides of the frame before and after decide which pass is first.
     """
     (left, right), (top, bottom) = _shown(size, crops)
     height, width = frame.shape[:2]
@@ -94,17 +94,15 @@ def _by_torch(frames: Sequence[np.ndarray], size: tuple[int, int], crops: Sequen
     """The crops, (crops, frames, side, side, C)."""
     height, width = frames[0].shape[:2]
     (_, (top, bottom)), channels = _shown(size, crops), frames[0].size // (height * width)
-    if height != size[1]:  # PyTorch's filter does not see the rows beyond the slice
+    if height != size[1]:  # the filter also reads rows beside those shown, so the slice must contain them
         margin = 1 + ceil(max(1, size[1] / height))
         top, bottom = max(0, top - margin), min(size[1], bottom + margin)
     top, bottom = _whole_steps(top, bottom, size[1], _step(height, size[1]))
-    rows = slice(top * height // size[1], bottom * height // size[1])  # in one piece, unlike a slice of columns
+    rows = slice(top * height // size[1], bottom * height // size[1])  # contiguous in memory, unlike columns
     crops = [crop._replace(y=crop.y - top) for crop in crops]
     views = np.empty((len(crops), len(frames), side, side, channels), np.uint8)
     results = torch.from_numpy(views).movedim(-1, 2).unbind()
-    for i, frame in enumerate(
-        frames
-    ):  # one by one, because a frame fits into the processor's cache and a clip does not
+    for i, frame in enumerate(frames):  # a frame fits into the processor's cache, a clip does not
         stored = torch.from_numpy(frame[rows].reshape(1, -1, width, channels)).permute(0, 3, 1, 2)
         part = _resized(stored, (bottom - top, size[0]))
         for result, crop in zip(results, crops, strict=True):

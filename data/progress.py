@@ -11,7 +11,7 @@ LINE_EVERY = 10.0  # seconds
 
 
 def watched(items: Iterable[T], total: int, what: str, say: Callable[[str], None]) -> Iterator[T]:
-    """Pass the items on. A terminal shows a bar; elsewhere, ``say`` gets a line every ten seconds."""
+    """Yield the items and show progress: a bar on a terminal, otherwise a line to ``say`` every ten seconds."""
     begin = last = time.monotonic()
     with tqdm(total=total, desc=what, unit="video", disable=None, leave=False) as bar:
         for done, item in enumerate(items, start=1):

@@ -109,7 +109,7 @@ def normalise(clips: Tensor) -> Tensor:
     """uint8 (..., 3, H, W) on any device -> float32: scaled to [0, 1], minus ImageNet's mean, divided by its std."""
     mean, std = (torch.tensor(v, device=clips.device) for v in (IMAGENET_MEAN, IMAGENET_STD))
     rows = clips.movedim(-3, -1)  # (..., H, W, 3)
-    if rows.is_contiguous():  # then the three channels alternate, and a loop over a whole row is faster
+    if rows.is_contiguous():  # one loop over a row of pixels with 3 channels each is faster than a loop per channel
         rows, mean, std = rows.flatten(-2), mean.repeat(rows.shape[-2]), std.repeat(rows.shape[-2])
         return rows.float().div_(255).sub_(mean).div_(std).unflatten(-1, (-1, 3)).movedim(-1, -3)
     return clips.float().div_(255).sub_(mean.view(3, 1, 1)).div_(std.view(3, 1, 1))

@@ -36,7 +36,7 @@ _TURNS = {
     (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
     (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
 }
-# FFmpeg's formats that read other files, which a dataset does not name.
+# FFmpeg's formats that open other files. These are refused, because the dataset does not name those files.
 _PLAYLISTS = ("concat", "concatf", "dash", "hls", "imf", "rtsp", "sdp")
 _SIDEWAYS = [turn for (a, *_), turn in _TURNS.items() if a == 0 and turn is not None]
 
@@ -44,8 +44,8 @@ _SIDEWAYS = [turn for (a, *_), turn in _TURNS.items() if a == 0 and turn is not 
 class VideoFile(FrameSource):
     """Video files ``root/<path of the list line>``. The list line gives the number of frames of a file.
 
-    Only the packets that the frames need are decoded if the time stamps are exact and the file has as many packets as
-    the list says frames (``video_jumps``). All other files are decoded from their start to the last frame needed.
+    If the time stamps are exact and the number of packets is the number of frames in the list, only the packets that
+    the frames need are decoded (``video_jumps``). Other files are decoded from their start to the last frame needed.
     """
 
     def __init__(self, root: str | Path):
@@ -125,13 +125,13 @@ class FileInfo:
 def read_frames(path: Path, numbers: list[int], num_frames: int | None = None) -> dict[int, np.ndarray]:
     """The RGB frames with these numbers (from 1), uint8 (H, W, 3). Numbers beyond the end are left out.
 
-    ``num_frames`` is the number of frames of the whole file. The file is decoded from its start if this is not given.
+    ``num_frames`` is the number of frames of the whole file. If it is not given, the file is decoded from its start.
 
     Errors: the errors of ``opened``, and ``DataError`` if frames have different sizes or a size that allows no crops.
     """
     wanted = set(numbers)
     if num_frames is not None:
-        # Decoding from the start then says what is wrong with the file.
+        # Errors are ignored here, because decoding from the start, below, says what is wrong with the file.
         with suppress(NotCertain, DataError), opened(path) as (container, stream, aspect):
             stream.codec_context.thread_count = 1
             images = _images(needed_frames(container, stream, wanted, num_frames), wanted, aspect)

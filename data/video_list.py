@@ -28,8 +28,8 @@ class Video(NamedTuple):
     where: str
 
 
-class VideoList(Sequence):
-    """The videos of a list file. An item is a ``Video``, which is made when it is asked for; a slice is a Python list.
+class VideoList(Sequence[Video]):
+    """The videos of a list file. An item is a ``Video``, made when it is asked for; a slice is a Python list.
 
     The content lies in a few arrays, not in one Python object per video. Python writes a reference count into an object
     whenever it uses it. A loading process that is forked would therefore soon have its own copy of a list of objects,
@@ -53,14 +53,14 @@ class VideoList(Sequence):
         return Video(path, int(self._num_frames[i]), int(self._labels[i]), f"{self._file}:{self._lines[i]}")
 
     def __iter__(self) -> Iterator[Video]:
-        """All videos, many times faster than one by one."""
+        """All videos. This is many times faster than to ask for them by their places."""
         columns = (column.tolist() for column in (self._num_frames, self._labels, self._lines))
         for (start, end), num_frames, label, line in zip(pairwise(self._ends.tolist()), *columns, strict=True):
             yield Video(self._paths[start:end].decode(), num_frames, label, f"{self._file}:{line}")
 
 
 def _array(values: list[int]) -> np.ndarray:
-    """Whole numbers from 0 on, in the smallest type that holds them."""
+    """Whole numbers that are not negative, in the smallest type that holds them."""
     return np.array(values, np.min_scalar_type(max(values)))
 
 

@@ -183,7 +183,7 @@ def load_recipe(
     """
     path = recipe_file(model)
     values, variants = _read(path, dataset)
-    if kept:  # a run that began before there was a choice had Pillow's pixels
+    if kept:  # a run without this key was started by a version that used only Pillow's pixels
         values["pixels"] = FAITHFUL
         values = _merged(values, {key: value for key, value in present_names(kept).items() if key in KEYS})
     if variant is not None:

@@ -1,4 +1,4 @@
-"""Counts the files of all videos before training, once for a dataset. A wrong list then stops no run in its middle."""
+"""Counts the files of all videos before training, once for a dataset, so that no wrong list stops a run halfway."""
 
 import hashlib
 import json
@@ -17,15 +17,15 @@ from data.video_list import fingerprint
 from .log import info
 
 LONGEST = 60.0  # seconds; a slow disk then ends the check, and the next start goes on
-STAMPED = 32  # videos of each list whose time of change belongs to the name of the cache file
+STAMPED = 32  # videos of each list whose times of change are part of the cache file's name
 VERSION = 1  # raise it if the check finds more than before
 
 
 class Checked(NamedTuple):
     """The result of a check without errors, as the cache file holds it.
 
-    ``done`` videos were looked at, in the order of ``spread``. ``odd`` of them have frames that are never read;
-    ``first`` describes the first of these.
+    ``done`` is the number of videos that were checked, in the order of ``spread``. ``odd`` is the number of those that
+    have frames that are never read. ``first`` describes the first of these.
     """
 
     done: int = 0
@@ -38,11 +38,12 @@ def check_files(
 ) -> None:
     """Check that the files of all videos exist and are as many as the lists say, and log the result.
 
-    Nothing is decoded. A file in the user's cache folder notes a check without an error, and a later start does not
-    repeat it unless the lists, the root, the template, or the time of change of the root or of some videos differ.
-    After ``LONGEST`` seconds the check ends and says how far it came; the next start goes on from there.
+    Nothing is decoded. If a check finds no error, its result is saved in the user's cache folder, and a later start
+    does not repeat the check. A change of the lists, the root or the template, or a new time of change of the root or
+    of some videos, makes the saved result useless. After ``LONGEST`` seconds, the check ends and logs how many videos
+    are left. The next start goes on from there.
 
-    ``remedy`` is the command that corrects the lists. If bad videos are skipped, they are one line in the log.
+    ``remedy`` is the command that corrects the lists. If bad videos are skipped, one line in the log tells of them.
 
     Errors: ``DataError`` for the first video of the lists whose files are wrong.
     """
@@ -79,7 +80,7 @@ def check_files(
         amount = f"all {count}" if done == count else f"{done} of {count}"
         info(f"data check: {amount} videos are complete ({time.monotonic() - begin:.1f} s)")
     if done < count:
-        info(f"data check: {count - done} videos were not counted in this time; the next start or this does: {remedy}")
+        info(f"data check: {count - done} videos are left for the next start; to count them now: {remedy}")
     _warn(checked, remedy)
 
 
@@ -92,7 +93,7 @@ def _warn(checked: Checked, remedy: str) -> None:
 def _cache_file(dataset: DatasetConfig, train: Sequence[Video], val: Sequence[Video]) -> Path | None:
     """The file for the result of this check; ``None`` if the user has no home folder.
 
-    Its name depends on everything that the result depends on, as far as this can be seen at once.
+    Its name depends on everything that changes the result and can be read quickly.
     """
     base = os.environ.get("XDG_CACHE_HOME", "")
     base = base if os.path.isabs(base) else os.path.expanduser("~/.cache")
@@ -113,7 +114,7 @@ def _time_of_change(path: str) -> int | None:
 
 
 def _read(file: Path | None) -> Checked:
-    """The result in the cache file, or nothing if there is none that can be read."""
+    """The result in the cache file. If it cannot be read, the result is that of a check of no video."""
     if file is not None:
         with suppress(OSError, ValueError, TypeError):
             done, odd, first = json.loads(file.read_bytes())
@@ -122,7 +123,7 @@ def _read(file: Path | None) -> Checked:
 
 
 def _write(file: Path | None, checked: Checked) -> None:
-    """Note the result. If the cache folder cannot be written, the next start checks again."""
+    """Save the result. If the cache folder cannot be written, the next start checks again."""
     if file is not None:
         with suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -50,29 +50,29 @@ def make_loader(
 
 
 def clips_on_device(batches: Iterable[tuple], device: torch.device) -> Iterator[tuple]:
-    """The batches (clips, ...), with their clips on the device. A batch without readable clips has no tensor there.
+    """The batches (clips, ...), with their clips on the device.
 
-    On a GPU, the next batch is copied while the network computes. It is asked for before the present batch is returned,
-    so the loader must give one batch more than the network has seen.
+    Clips that are no tensor, because none of a batch could be read, are passed on as they are. On a GPU, the next batch
+    is copied while the network computes. Therefore the loader is always one batch ahead of the network.
     """
     if device.type != "cuda":
         for clips, *others in batches:
             yield clips.to(device) if isinstance(clips, Tensor) else clips, *others
         return
-    copies, present = torch.cuda.Stream(device), None
+    copies, current = torch.cuda.Stream(device), None
     for clips, *others in batches:
         with torch.cuda.stream(copies):
             clips = clips.to(device, non_blocking=True) if isinstance(clips, Tensor) else clips
             copied = copies.record_event()
-        if present is not None:
-            yield _after_copy(*present)
-        present = clips, others, copied
-    if present is not None:
-        yield _after_copy(*present)
+        if current is not None:
+            yield _after_copy(*current)
+        current = clips, others, copied
+    if current is not None:
+        yield _after_copy(*current)
 
 
 def _after_copy(clips: Tensor, others: list, copied: torch.cuda.Event) -> tuple:
-    """A batch that the present stream uses only after its copy has ended."""
+    """The batch. The current stream of the GPU waits until its copy has ended."""
     stream = torch.cuda.current_stream()
     stream.wait_event(copied)
     if isinstance(clips, Tensor):

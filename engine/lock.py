@@ -16,14 +16,14 @@ from .config import ConfigError
 def hold_lock(path: Path, folder: Path, flag: str, refusal: Callable[[str], str]) -> Iterator[None]:
     """A context in which no other process holds the lock ``path``, on this node or on another that shares its folder.
 
-    The lock is for writing ``folder``, which the user chose with ``flag``.
+    A process takes the lock before it writes ``folder``, which the user chose with ``flag``.
 
     The lock belongs only to this process, not to the processes that it starts. The system releases the lock when the
-    process ends for any reason. The lock file is deleted with the lock, and so are the folders that were made for it
+    process ends for any reason. The lock file is then deleted, and so are the folders that were made for it
     and are empty.
 
-    Errors: ``ConfigError`` if another process holds the lock. Its message is ``refusal`` of a text that names this
-    process. Also ``ConfigError`` if the lock file cannot be written.
+    Errors: ``ConfigError`` if another process holds the lock, with the message ``refusal(holder)``, where ``holder``
+    names the other process; ``ConfigError`` if the lock file cannot be written.
     """
     try:
         made = _make_folders(path.parent)

@@ -14,6 +14,7 @@ import yaml
 from torch.utils.data import DataLoader
 
 from data import DatasetConfig, EvalDataset, load_dataset_config
+from data.description import OVERRIDES
 from data.labels import describe_flip
 from data.pixels import describe as describe_pixels
 from data.video_list import fingerprint
@@ -31,9 +32,8 @@ from .precision import Precision
 from .resume import Start, go_on
 from .state import TrainingState, average_weights
 
-PLACES = ("root", "train_list", "val_list", "image_tmpl")
 ALLOWED = ("allow_overlap", "allow_two_labels")
-KEPT = (*PLACES, *ALLOWED, "skip_data_check")  # the flags about the dataset that a resumed run keeps
+KEPT = (*OVERRIDES, *ALLOWED, "skip_data_check")  # the flags about the dataset that a resumed run keeps
 
 
 @dataclass
@@ -87,7 +87,7 @@ def prepare(args: argparse.Namespace, start: Start, device: torch.device) -> Run
     if distributed.is_main():
         check_lists(dataset, train_set.videos, val_set.videos, **{key: given.get(key, False) for key in ALLOWED})
         if not given.get("skip_data_check"):
-            remedy = command_of_check(args.dataset, {key: given[key] for key in PLACES if key in given})
+            remedy = command_of_check(args.dataset, {key: given[key] for key in OVERRIDES if key in given})
             check_files(dataset, train_set.videos, val_set.videos, recipe.on_bad_video, remedy)
         check_clips(val_set, recipe.on_bad_video, recipe.workers)
 
@@ -104,11 +104,11 @@ def prepare(args: argparse.Namespace, start: Start, device: torch.device) -> Run
 def choose_dataset(args: argparse.Namespace, start: Start) -> tuple[DatasetConfig, dict]:
     """The dataset and the flags about it: the flags given now, and the flags that the run was started with."""
     now = {key: getattr(args, key) for key in KEPT if getattr(args, key)}
-    dataset = load_dataset_config(args.dataset, **{key: now.get(key) for key in PLACES})
+    dataset = load_dataset_config(args.dataset, **{key: now.get(key) for key in OVERRIDES})
     before = start.flags(dataset.name)
     given = {key: before[key] for key in KEPT if key in before} | now
     if given != now:
-        dataset = load_dataset_config(args.dataset, **{key: given.get(key) for key in PLACES})
+        dataset = load_dataset_config(args.dataset, **{key: given.get(key) for key in OVERRIDES})
     return dataset, given
 
 

@@ -28,8 +28,8 @@ from .network import build_from_checkpoint, run_settings
 from .precision import Precision
 
 GEOMETRY = ("views", "resize", "crop", "input", "short_videos", "mirrored_scores", "pixels")
-# The settings of the released tests, by name. Flags override them.
 _SDA = {"views": "1x1", "resize": "256", "crop": 224, "input": 224, "short_videos": "spread", "pixels": FAITHFUL}
+# The settings of the released tests, by name. Flags override them.
 PROTOCOLS = {
     "rsa": _SDA | {"resize": "240x320", "short_videos": "first_frame"},
     "sda": _SDA,

@@ -127,7 +127,7 @@ class _Feed:
             yield self.dataset.modality.normalise(clips), labels.to(self.device, non_blocking=True)
 
     def _completed(self, batch: list | tuple) -> tuple[Tensor, Tensor, Tensor, dict[int, str]]:
-        """A batch of the loader with other clips in the places of those that could not be read, and the reasons."""
+        """A batch, in which copies of other clips replace those that could not be read, and the reasons for these."""
         batch, unread = batch if isinstance(batch, tuple) else (batch, {})
         clips, labels, indices = batch or self._nothing(len(unread))
         if unread and len(labels):

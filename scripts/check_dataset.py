@@ -18,6 +18,7 @@ from data import DataError, DatasetConfig, FrameFolder, FrameSource, Video, load
 from data.check_decode import Decoded, decode, holds_flow_only, sample
 from data.check_files import HARMLESS, THREADS, Problem, can_look, look_at_all
 from data.check_lists import Listed, read_every_line
+from data.description import OVERRIDES
 from data.frame_names import detect_template
 from data.progress import watched
 from engine import distributed
@@ -31,16 +32,16 @@ from scripts.check_rows import (
     NOTE,
     Place,
     Row,
+    count_of,
     decode_rows,
     file_rows,
     list_rows,
     name_rows,
     template_row,
+    totals,
 )
-from scripts.check_rows import totals as counted
 from scripts.pack import messages
 
-PATHS = ("root", "train_list", "val_list", "image_tmpl")
 SAMPLE = 200  # videos of each list of which frames are decoded by default
 FOLDERS = 20  # folders from which a template is detected
 
@@ -57,7 +58,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--show", type=int, default=5, metavar="N", help=text)
     cores = processes_and_cores()[1]
     parser.add_argument("--workers", type=int, default=cores, metavar="W", help=f"processes (default: cores, {cores})")
-    for flag in PATHS:
+    for flag in OVERRIDES:
         parser.add_argument(f"--{flag}", help="instead of the dataset's own")
     args = parse_arguments(parser)
     for flag, least in (("workers", 1), ("show", 0)):
@@ -109,12 +110,12 @@ def main(args: argparse.Namespace) -> None:
     say(summary(rows, args))
     if args.fix:
         write_lists(args, config, lists, found, rows, template)
-    if counted(rows)[FINDING]:
+    if totals(rows)[FINDING]:
         raise SystemExit(1)
 
 
 def say(text: str) -> None:
-    """Print text that is not empty, also if the output is a pipe that is read at once."""
+    """Print text that is not empty. It is flushed, because the reader of a pipe should get it at once."""
     if text:
         print(text, flush=True)
 
@@ -124,7 +125,7 @@ def load(args: argparse.Namespace) -> tuple[DatasetConfig, str | None]:
 
     Errors: those of ``load_dataset_config`` that do not concern the names.
     """
-    paths = {key: getattr(args, key) for key in PATHS}
+    paths = {key: getattr(args, key) for key in OVERRIDES}
     try:
         return load_dataset_config(args.dataset, **paths), None
     except DataError as error:
@@ -134,10 +135,9 @@ def load(args: argparse.Namespace) -> tuple[DatasetConfig, str | None]:
 def look_at_files(
     config: DatasetConfig, source: FrameSource, where: Where, workers: int
 ) -> tuple[dict[Place, Problem], FrameSource, Row | None]:
-    """The problems of the files, and the source that they were found with.
+    """The problems of the files, the source that was used to find them, and a row if the template fits no video.
 
-    If the template fits no video, this is a source with the template that the first folders suggest, and there is a row
-    about it.
+    If it fits no video, the source that was used has the template that the first folders suggest.
     """
     if not can_look(source) or not where.count:
         return {}, source, None
@@ -168,7 +168,7 @@ def count_files(source: FrameSource, where: Where, workers: int) -> dict[Place, 
 def decode_files(
     source: FrameSource, where: Where, problems: dict[Place, Problem], args: argparse.Namespace
 ) -> tuple[dict[Place, Decoded], int]:
-    """What decoding shows, by place, and the number of chosen videos that have a problem already.
+    """What decoding shows for each place, and the number of chosen videos that are left out because of a problem.
 
     Errors: ``DataError`` if the source cannot be read at all.
     """
@@ -224,16 +224,12 @@ def _more(row: Row, show: int) -> Iterator[str]:
 
 def summary(rows: list[Row], args: argparse.Namespace) -> str:
     """The last line."""
-    counts = counted(rows)
-    text = f"\n{len(rows)} checks: {_count(counts[FINDING], 'finding')}, {_count(counts[NOTE], 'note')}"
+    counts = totals(rows)
+    text = f"\n{len(rows)} checks: {count_of(counts[FINDING], 'finding')}, {count_of(counts[NOTE], 'note')}"
     if not counts[FINDING]:
         return f"{text}; the dataset can be used"
     fixable = any(row.result == FINDING and row.check not in FOR_THE_USER for row in rows)
     return f"{text}; --fix writes corrected lists" if fixable and not args.fix else text
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def write_lists(
@@ -248,7 +244,7 @@ def write_lists(
 
     Errors: ``OSError``.
     """
-    flags = {key: getattr(args, key) for key in PATHS}
+    flags = {key: getattr(args, key) for key in OVERRIDES}
     written = False
     for name, listed in lists.items():
         problems = {i: problem for (split, i), problem in found.items() if split == name}

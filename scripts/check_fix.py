@@ -1,4 +1,4 @@
-"""Corrected lists of ``scripts.check_dataset --fix``. They are written beside the lists, which stay as they are."""
+"""Corrected lists of ``scripts.check_dataset --fix``. They are written beside the old lists, which do not change."""
 
 import os
 from collections import Counter
@@ -17,7 +17,10 @@ def fixed_file(list_file: str) -> Path:
 
 
 def check_free(list_files: list[str]) -> None:
-    """Errors: ``DataError`` if a file stands where a corrected list would be written."""
+    """Check that the files of the corrected lists do not exist yet.
+
+    Errors: ``DataError`` if one of them exists.
+    """
     for file in map(fixed_file, list_files):
         if file.exists():
             raise DataError(f"{one_line(file)} exists and is not overwritten; use it, rename it or delete it")
@@ -26,8 +29,9 @@ def check_free(list_files: list[str]) -> None:
 def fix(listed: Listed, problems: dict[int, Problem], root: str) -> tuple[list[str], Counter]:
     """The lines of the corrected list, and how many lines of the old one it corrects or leaves out, by reason.
 
-    The frame counts are those of the files. Lines that cannot be used are left out, and lines that repeat a video under
-    the same label. A video with two labels, or in both lists, stays, because only its owner knows which line is right.
+    The frame counts are those of the files. Two kinds of lines are left out: those that cannot be used, and those that
+    repeat a video under the same label. A video with two labels or in both lists stays, because only the user knows
+    which line is right.
     """
     lines, changes, seen = [], Counter({"unreadable": len(listed.unreadable)}), set()
     for i, video in enumerate(listed.videos):
@@ -49,7 +53,7 @@ def fix(listed: Listed, problems: dict[int, Problem], root: str) -> tuple[list[s
 def write_fixed(listed: Listed, problems: dict[int, Problem], root: str) -> tuple[Path | None, str]:
     """Write the corrected list if anything changes; returns its file and a line for the user.
 
-    Errors: ``OSError`` if it cannot be written, also if such a file has appeared meanwhile.
+    Errors: ``OSError`` if the file cannot be written or exists by now.
     """
     name = one_line(listed.file)
     if listed.problem:

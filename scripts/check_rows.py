@@ -32,18 +32,18 @@ class Row(NamedTuple):
 
 
 def found(check: str, examples: list[str], of: str, fine: str, result: str = FINDING) -> Row:
-    """A row about the examples: their number, what they are among, and the first. Without any, the check is ``ok``."""
+    """A row about the examples: how many of what they are, and the first. If there are none, the check is ``ok``."""
     if not examples:
         return Row(check, OK, fine)
     return Row(check, result, f"{len(examples)} of {of}; the first: {examples[0]}", examples)
 
 
 def list_rows(config: DatasetConfig, lists: dict[str, Listed]) -> list[Row]:
-    """What can be said without the files."""
-    usable, lines = list(lists.values()), sum(listed.lines for listed in lists.values())
-    problems = [listed.problem for listed in usable if listed.problem]
-    wrong = [text for listed in usable for text in listed.unreadable]
-    labels = [text for listed in usable for text in listed.labels.values()]
+    """Rows about the lists, for which no file of a video is needed."""
+    both, lines = list(lists.values()), sum(listed.lines for listed in lists.values())
+    problems = [listed.problem for listed in both if listed.problem]
+    wrong = [text for listed in both for text in listed.unreadable]
+    labels = [text for listed in both for text in listed.labels.values()]
     counts = ", ".join(f"{len(listed.videos)} in the {name} list" for name, listed in lists.items())
     if problems:
         rows = [Row("list lines", FINDING, "; ".join(problems), problems)]
@@ -52,7 +52,7 @@ def list_rows(config: DatasetConfig, lists: dict[str, Listed]) -> list[Row]:
     most = config.num_classes - 1
     rows.append(found("label range", labels, f"{lines} lines with a label beyond {most}", f"labels from 0 to {most}"))
     odd: dict[str, list[str]] = {"repeated": [], "two_labels": [], "empty_classes": []}
-    for listed in usable:
+    for listed in both:
         if listed.videos:
             names = config.categories
             for kind, text in list_findings(listed.videos, listed.file, config.num_classes, names, config.root):
@@ -70,7 +70,7 @@ def list_rows(config: DatasetConfig, lists: dict[str, Listed]) -> list[Row]:
 
 
 def name_rows(config: DatasetConfig, problem: str | None) -> list[Row]:
-    """What the class names tell. ``problem`` says why they cannot be read."""
+    """Rows about the class names and about the pairs that a flip exchanges. ``problem`` says why there are no names."""
     names, check = config.categories, "class names"
     if problem:
         unknown = "the pairs are unknown without class names"
@@ -91,7 +91,7 @@ def name_rows(config: DatasetConfig, problem: str | None) -> list[Row]:
     if pairs:
         both = [f"{i} <-> {j} ({one_line(names[i], 60)})" for i, j in pairs.items() if i < j]
         more = ", ..." if len(both) > PAIRS_NAMED else ""
-        exchanged = f"{_count(both, 'pair')} of classes that a flip exchanges"
+        exchanged = f"{count_of(len(both), 'pair')} of classes that a flip exchanges"
         texts.append(f"{exchanged}: {', '.join(both[:PAIRS_NAMED])}{more}")
     if alone:
         named = ", ".join(f"{i} ({one_line(names[i], 60)})" for i in alone[:PAIRS_NAMED])
@@ -105,8 +105,9 @@ def name_rows(config: DatasetConfig, problem: str | None) -> list[Row]:
     return [Row(check, OK, f"{len(names)} names"), flips]
 
 
-def _count(items: list, what: str) -> str:
-    return f"{len(items)} {what}{'' if len(items) == 1 else 's'}"
+def count_of(number: int, what: str) -> str:
+    """``1 pair`` or ``2 pairs``."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _order(names: list[str]) -> str | None:
@@ -122,7 +123,7 @@ def _order(names: list[str]) -> str | None:
 
 
 def file_rows(config: DatasetConfig, source: FrameSource, problems: dict[Place, Problem], where: Callable) -> list[Row]:
-    """What the names and the number of the files show. ``where`` gives the text ``file:line`` of a place."""
+    """Rows about the names and the number of the files. ``where`` gives the text ``file:line`` of a place."""
     if not can_look(source):
         text = f"not counted, because source {config.source!r} can only be read; the rows below decode frames"
         return [Row("files", NOTE, text)]
@@ -152,7 +153,7 @@ def count_row(examples: list[str], of: str, fine: str) -> Row:
 
 
 def template_row(config: DatasetConfig, proposal: str | None, first: str) -> Row:
-    """The row if ``image_tmpl`` fits no video. ``first`` is the first of them."""
+    """The row if ``image_tmpl`` fits no video. ``first`` is the message about the first video."""
     if proposal is None:
         return Row("image_tmpl", FINDING, f"fits no video, and no template fits most of them; {first}", [first])
     line = f"image_tmpl: {json.dumps(proposal, ensure_ascii=False)}"
@@ -163,7 +164,7 @@ def template_row(config: DatasetConfig, proposal: str | None, first: str) -> Row
 def decode_rows(
     source: FrameSource, decoded: dict[Place, Decoded], left: int, every_frame: bool, where: Callable
 ) -> list[Row]:
-    """What decoding shows. ``left`` is the number of videos that were not decoded because of what is said above."""
+    """Rows about the decoded frames. ``left`` is the number of videos left out because they have a problem."""
 
     def of(*kinds: str) -> list[str]:
         pairs = ((place, result.problem) for place, result in decoded.items())
@@ -175,17 +176,10 @@ def decode_rows(
     skipped = f"; {left} with a problem above were left out" if left else ""
     rows = []
     if isinstance(source, VideoFile):
-        rows.append(
-            count_row(of("fewer", "more"), f"{total} decoded files", f"as the lists say, of {total} decoded files")
-        )
-    rows.append(
-        found(
-            "frame sizes",
-            of("size"),
-            f"{total} decoded videos with frames of several sizes",
-            f"{common} px (width x height)",
-        )
-    )
+        files = f"{total} decoded files"
+        rows.append(count_row(of("fewer", "more"), files, f"as the lists say, of {files}"))
+    several = f"{total} decoded videos with frames of several sizes"
+    rows.append(found("frame sizes", of("size"), several, f"{common} px (width x height)"))
     share = "every frame" if every_frame or isinstance(source, VideoFile) else "the first, middle and last frame"
     fine = f"{frames} decoded, {share} of {total} videos{skipped}"
     rows.append(found("frames", of("bad"), f"{total} decoded videos that cannot be read", fine))

@@ -25,6 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data import DataError, DatasetConfig, FrameFolder, FrameSource, Video, load_dataset_config, read_list
+from data.description import OVERRIDES
 from data.image_file import check_sizes
 from data.messages import one_line, reason
 from data.packed import Shard, read_shard, write_index, write_shard, write_whole
@@ -37,6 +38,7 @@ from engine.loading import processes_and_cores
 from engine.lock import hold_lock
 
 LISTS = ("train", "val")
+Lists = dict[str, Sequence[Video]]  # by the names in LISTS
 PLAN = "plan.json"
 MOST_SHARDS = 256  # each process has the used shards open, and many systems allow 1024 open files
 SAMPLES = 32  # videos of which a frame is packed beforehand, to estimate the size of all
@@ -57,7 +59,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=cores, metavar="W", help=f"processes (default: cores, {cores})")
     text = "size of a file (default 1024); a set has at most 256 files; a repetition keeps the first size"
     parser.add_argument("--shard_size", type=float, default=1024, metavar="MB", help=text)
-    for flag in ("root", "train_list", "val_list", "image_tmpl"):
+    for flag in OVERRIDES:
         parser.add_argument(f"--{flag}", help="instead of the dataset's own")
     args = parse_arguments(parser)
     if args.workers < 1:
@@ -109,7 +111,7 @@ class Packer(NamedTuple):
 
 
 def main(args: argparse.Namespace) -> None:
-    paths = {key: getattr(args, key) for key in ("root", "train_list", "val_list", "image_tmpl")}
+    paths = {key: getattr(args, key) for key in OVERRIDES}
     config = load_dataset_config(args.dataset, **paths)
     packer = Packer(config.open_source(), args.raw, parse_size(args.resize))
     check_source(config, packer)
@@ -138,8 +140,8 @@ def check_source(config: DatasetConfig, packer: Packer) -> None:
         )
 
 
-def longest_of_each(lists: dict[str, Sequence[Video]]) -> list[Video]:
-    """The videos of the lists, each once, as the line has it that gives most frames."""
+def longest_of_each(lists: Lists) -> list[Video]:
+    """The videos of the lists, each once. If several lines name a video, the line with the most frames is taken."""
     videos: dict[str, Video] = {}
     for video in (video for key in LISTS for video in lists[key]):
         if video.path not in videos or video.num_frames > videos[video.path].num_frames:
@@ -151,8 +153,8 @@ def longest_of_each(lists: dict[str, Sequence[Video]]) -> list[Video]:
 def taken(folder: Path) -> Iterator[None]:
     """A context in which only this process packs into ``folder``. A folder that stays empty is deleted afterwards.
 
-    Errors: ``ConfigError`` if another process packs into it, if it, or the dataset's YAML, is something else, or if it
-    cannot be written.
+    Errors: ``ConfigError`` if another process packs into the folder, if the folder cannot be written, or if the folder
+    or the dataset's YAML was not written by this script.
     """
     lock, text = folder / ".lock", f"another process packs into {folder}; wait for it or choose another --out"
     with hold_lock(lock, folder, "--out", lambda _: text):
@@ -256,7 +258,7 @@ def pack(packer: Packer, shards: list[list[Video]], folder: Path, workers: int, 
 
 
 def messages(task: Callable, calls: list[tuple]) -> Iterator[object]:
-    """What processes send that run ``task(send, *call)``, one for each call.
+    """The messages of several processes. Each of them runs ``task(send, *call)`` for one of the calls.
 
     The main process decodes nothing, because a process that is forked after PyAV has started threads may wait forever.
 
@@ -291,7 +293,7 @@ def messages(task: Callable, calls: list[tuple]) -> Iterator[object]:
 
 
 def run_task(sender: connection.Connection, task: Callable, call: tuple) -> None:
-    """What a process does. If the main process has died, the next sending fails, and this process ends too."""
+    """The work of a process. If the main process has died, the next message cannot be sent and this process ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends this one
     try:
         task(sender.send, *call)
@@ -356,7 +358,7 @@ def report_bad(shards: list[Shard], videos: list[Video], on_bad_video: str) -> s
 
 
 def finish(
-    config: DatasetConfig, packer: Packer, lists: dict, shards: list[Shard], left_out: set[str], folder: Path
+    config: DatasetConfig, packer: Packer, lists: Lists, shards: list[Shard], left_out: set[str], folder: Path
 ) -> None:
     """Write the lists, the index and, last, the dataset's YAML.
 

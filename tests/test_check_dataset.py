@@ -155,7 +155,7 @@ DAMAGES = [
     (fewer, "frame counts", rf"1 of 8 .*: toy/val.txt:3: {FOLDER} holds frames 1 to (\d\d), but the list says \d\d "),
     (more, "frame counts", rf"1 of 8 .*: toy/val.txt:3: {FOLDER} holds frames 1 to (\d\d), but the list says \d\d "),
     (gap, "frame counts", rf"1 of 8 .*: toy/val.txt:3: {FOLDER} lacks frame 7 between its frames 1 and \d\d"),
-    (names_count, "class names", r".*small.yaml: categories: 1 names for num_classes 2"),
+    (names_count, "class names", r".*/small.yaml: categories: 1 names for num_classes 2"),
     (size, "frame sizes", rf"1 of 8 .*: toy/val.txt:3: {FOLDER}/00001.jpg is 60x40 px, .* is 48x48 px"),
     (no_bytes, "frames", rf"1 of 8 decoded .*: toy/val.txt:3: {FOLDER}/00001.jpg is not a readable image"),
     (cut, "frames", rf"1 of 8 decoded .*: toy/val.txt:3: {FOLDER}/000\d\d.jpg is not a readable image \(.*"),

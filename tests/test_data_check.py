@@ -182,7 +182,7 @@ def test_a_slow_disk_ends_the_check_and_the_next_start_goes_on(toy, said, monkey
     monkeypatch.setattr(data_check, "look_at_all", slow)
     check()
     assert said[1].startswith("data check: 5 of 8 videos are complete (")
-    assert said[2] == "data check: 3 videos were not counted in this time; the next start or this does: REMEDY"
+    assert said[2] == "data check: 3 videos are left for the next start; to count them now: REMEDY"
     check()
     assert "counting the files of 3 videos, after 5 at an earlier start, for at most 60 s" in said[3]
     assert said[4].startswith("data check: all 8 videos are complete") and len(set(looked)) == len(looked) == 8

@@ -17,7 +17,7 @@ def test_the_table_has_a_ratio_for_each_way(monkeypatch, capsys):
     video.main()
     *_, names, _, row = capsys.readouterr().out.strip().splitlines()
     assert names.startswith("| file | frames | from the start | ") and "| source: video |" in names
-    assert re.fullmatch(r"\| webm, VP9, 427x240, 4 s \| 4 of 48 \| \d+( \| \d+\.\d\d){3,5} \|", row), row
+    assert re.fullmatch(r"\| webm, VP9, 427x240, 4 s \| 4 of 48 \| 1\.00( \| \d+\.\d\d){3,5} \|", row), row
     assert row.count("|") == names.count("|")
 
 
