@@ -58,7 +58,9 @@ class TrainDataset(Dataset):
         crop = transforms.multi_scale_crop(*size, self.input_size, rng, modality.scales)
         mirrored, label = transforms.random_flip(video.label, self.flip, self.mirror_pairs, rng)
         crops = [crop._replace(mirrored=mirrored)]
-        (clip,) = cut(frames, size, crops, self.input_size, self.pixels, modality.is_flow)
+        (clip,) = cut(frames, size, crops, self.input_size, self.pixels)
+        if mirrored and modality.is_flow:  # a mirror reverses motion along x; in training after the last resize
+            clip[0::2] = 255 - clip[0::2]
         return modality.segments(clip), label, i
 
 

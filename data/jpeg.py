@@ -34,7 +34,7 @@ def decode(content: bytes | memoryview, mode: str) -> np.ndarray | None:
     """The pixels of a JPEG file, uint8 (H, W, 3), or (H, W) for ``mode`` L, as Pillow gives them.
 
     The result is ``None`` if the file is not a usual JPEG file that has this mode. Pillow must then read it. Pillow
-    converts colours to grey, turns images as their EXIF data say, and finds out what is wrong with a broken file.
+    converts colours to grey, turns images as their EXIF or XMP data say, and finds out what is wrong with a file.
     """
     chosen, header = decoder(), read_header(content)
     if chosen.decode is None or header is None:
@@ -51,7 +51,10 @@ def decode(content: bytes | memoryview, mode: str) -> np.ndarray | None:
 
 
 def read_header(content: bytes | memoryview) -> tuple[int, int, int] | None:
-    """(width, height, channels) of a JPEG file that has 1 or 3 channels of 8 bits and no EXIF data; else ``None``."""
+    """(width, height, channels) of a JPEG file that has 1 or 3 channels of 8 bits and no EXIF or XMP data.
+
+    The result is ``None`` for all other files.
+    """
     if bytes(content[:3]) != START:
         return None
     place, end, header = 2, len(content) - 9, None
@@ -62,7 +65,7 @@ def read_header(content: bytes | memoryview) -> tuple[int, int, int] | None:
             continue
         if marker == _START_OF_SCAN:
             return header
-        if marker == _APP1 and bytes(content[place + 4 : place + 8]) == b"Exif":
+        if marker == _APP1:  # EXIF or XMP data; both can tell that the image must be turned
             return None
         if 0xC0 <= marker <= 0xCF and marker not in _OTHER_SEGMENTS:
             bits, high, low, wide, narrow, channels = content[place + 4 : place + 10]

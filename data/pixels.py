@@ -11,7 +11,7 @@ from math import ceil, gcd
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -37,15 +37,12 @@ def cut(
     ``frames`` are uint8 (H, W, 3) or grey (H, W), all of one shape. They are resized to ``size`` (width, height). Each
     crop is then cut and resized to ``side`` x ``side``. A crop may extend past the frame; what is outside is black.
     ``pixels`` is ``"faithful"`` or ``"fast"``. If ``flow``, the frames are x, y, x, y, ... A mirror image reverses
-    motion along x, so the values of its x frames are inverted.
+    motion along x, so the values of its x frames are inverted. This is done before the resize to ``side``, as in the
+    released tests. Pillow rounds halves up, so an inversion after the resize would give other pixels.
 
     The memory layout is (crops, frames, side, side, C). Convolutions in channels_last memory take it without a copy.
     """
-    views = {FAITHFUL: _by_pillow, FAST: _by_torch}[pixels](frames, size, crops, side)
-    if flow:
-        for view, crop in zip(views, crops, strict=True):
-            if crop.mirrored:
-                view[0::2] = 255 - view[0::2]
+    views = {FAITHFUL: _by_pillow, FAST: _by_torch}[pixels](frames, size, crops, side, flow)
     return torch.from_numpy(views).movedim(-1, -3)  # (crops, frames, C, side, side)
 
 
@@ -55,17 +52,27 @@ def describe(pixels: str) -> str:
     return f"pixels: {pixels}; {jpeg.decoder().reason}; {resize[pixels]}"
 
 
-def _by_pillow(frames: Sequence[np.ndarray], size: tuple[int, int], crops: Sequence[Crop], side: int) -> np.ndarray:
+def _by_pillow(
+    frames: Sequence[np.ndarray], size: tuple[int, int], crops: Sequence[Crop], side: int, flow: bool
+) -> np.ndarray:
     """The crops, (crops, frames, side, side, C)."""
     views = [[] for _ in crops]
-    for frame in frames:
+    for i, frame in enumerate(frames):
         part, left, top = _resized_by_pillow(frame, size, crops)
         for view, crop in zip(views, crops, strict=True):
             x, y = crop.x - left, crop.y - top
-            image = part.crop((x, y, x + crop.width, y + crop.height)).resize((side, side), BILINEAR)
+            image = part.crop((x, y, x + crop.width, y + crop.height))
+            if _is_inverted(i, crop, flow):
+                image = ImageOps.invert(image)
+            image = image.resize((side, side), BILINEAR)
             view.append(np.asarray(image.transpose(MIRROR) if crop.mirrored else image))
     images = np.stack([np.stack(view) for view in views])  # (crops, frames, side, side) and for RGB also 3
     return images.reshape(*images.shape[:4], -1)
+
+
+def _is_inverted(i: int, crop: Crop, flow: bool) -> bool:
+    """Whether the i-th frame of this crop shows motion along x that the mirror image reverses."""
+    return flow and crop.mirrored and i % 2 == 0
 
 
 def _resized_by_pillow(frame: np.ndarray, size: tuple[int, int], crops: Sequence[Crop]) -> tuple[Image.Image, int, int]:
@@ -90,7 +97,9 @@ def _resized_by_pillow(frame: np.ndarray, size: tuple[int, int], crops: Sequence
 
 
 @torch.inference_mode()  # this halves PyTorch's own work for each small operation
-def _by_torch(frames: Sequence[np.ndarray], size: tuple[int, int], crops: Sequence[Crop], side: int) -> np.ndarray:
+def _by_torch(
+    frames: Sequence[np.ndarray], size: tuple[int, int], crops: Sequence[Crop], side: int, flow: bool
+) -> np.ndarray:
     """The crops, (crops, frames, side, side, C)."""
     height, width = frames[0].shape[:2]
     (_, (top, bottom)), channels = _shown(size, crops), frames[0].size // (height * width)
@@ -106,7 +115,10 @@ def _by_torch(frames: Sequence[np.ndarray], size: tuple[int, int], crops: Sequen
         stored = torch.from_numpy(frame[rows].reshape(1, -1, width, channels)).permute(0, 3, 1, 2)
         part = _resized(stored, (bottom - top, size[0]))
         for result, crop in zip(results, crops, strict=True):
-            image = _resized(_cropped(part, crop), (side, side))[0]
+            image = _cropped(part, crop)
+            if _is_inverted(i, crop, flow):
+                image = 255 - image
+            image = _resized(image, (side, side))[0]
             result[i] = image.flip(-1) if crop.mirrored else image
     return views
 

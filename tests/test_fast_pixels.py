@@ -129,6 +129,16 @@ def test_broken_jpeg_files_are_what_pillow_says():
     assert refused > 50 and decoded > 50
 
 
+def test_a_jpeg_file_is_turned_as_its_xmp_data_say():
+    """Some programs write the orientation into XMP data only, which Pillow reads too."""
+    frame = Image.fromarray(noise(np.random.default_rng(5), 60, 44))
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    turned = pillows(jpeg_of(frame), "RGB").transpose(1, 0, 2)[:, ::-1]  # by 90 degrees
+    np.testing.assert_array_equal(decode_image("1.jpg", jpeg_of(frame, xmp=xmp)), turned)
+    with pytest.raises(DataError, match="1.jpg is flow with an EXIF orientation"):
+        decode_image("1.jpg", jpeg_of(frame, xmp=xmp), flow="{:05d}.jpg")
+
+
 def test_the_decoder_is_chosen_by_its_pixels(monkeypatch):
     choose = jpeg.decoder.__wrapped__
     assert choose().reason.startswith("simplejpeg ")

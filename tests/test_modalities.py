@@ -179,6 +179,17 @@ def test_a_mirror_image_of_flow_inverts_x(way):
         np.testing.assert_array_equal(result, expected)
 
 
+def test_x_of_a_mirrored_crop_is_inverted_before_its_resize(tmp_path):
+    """The released tests do so. Pillow rounds halves up, so the other order gives other pixels."""
+    data = eval_set(tmp_path, *draw(tmp_path, "pairs"), Modality("Flow", 1), num_crops=10, input_size=47)
+    clips = data[0][0]
+    for segment, number in enumerate((3, 7)):  # centres of the 9 frames
+        for crop, plane in enumerate(views(pixels("x", number))):
+            inverted = Image.fromarray(np.ascontiguousarray(255 - plane[:, ::-1]))
+            expected = np.asarray(inverted.resize((47, 47), Image.Resampling.BILINEAR))
+            np.testing.assert_array_equal(clips[5 + crop, segment, 0], expected)
+
+
 def training_crops(plane, scales):
     """Every training crop of 24 px of a plane, and its mirror image with inverted values."""
     image, found = Image.fromarray(plane), set()
