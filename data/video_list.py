@@ -101,7 +101,7 @@ def list_lines(list_file: str | Path) -> list[str]:
     except FileNotFoundError:
         raise DataError(f"{name}: no such list file; check the dataset's train_list and val_list") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{name}: cannot be read as UTF-8 text ({reason(error)})") from None
+        raise DataError(f"{name}: cannot be read as UTF-8 text ({reason(error)}); save it as UTF-8") from None
 
 
 def parse_line(line: str, where: str, num_classes: float) -> Video:
@@ -132,9 +132,9 @@ def _fields(line: str, num_classes: float) -> tuple[str, int, int]:
     if num_frames < 1:
         raise ValueError(f"{one_line(frames_text, 40)} frames; a video needs at least 1; extract it again")
     if num_frames > MOST_FRAMES:
-        raise ValueError(f"{one_line(frames_text, 40)} frames; a video has at most {MOST_FRAMES}")
+        raise ValueError(f"{one_line(frames_text, 40)} frames; a video has at most {MOST_FRAMES}; correct the line")
     if label < 0:
-        raise ValueError(f"label {one_line(label_text, 40)} is negative; labels count from 0")
+        raise ValueError(f"label {one_line(label_text, 40)} is negative; labels count from 0: correct the line")
     if label >= num_classes:
         raise ValueError(
             f"label {one_line(label_text, 40)} is not below num_classes {num_classes}; "

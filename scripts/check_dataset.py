@@ -25,7 +25,7 @@ from engine import distributed
 from engine.config import ConfigError
 from engine.flags import parse_arguments
 from engine.loading import processes_and_cores
-from scripts.check_fix import check_free, write_fixed
+from scripts.check_fix import can_fix, check_free, write_fixed
 from scripts.check_rows import (
     FINDING,
     FOR_THE_USER,
@@ -107,7 +107,8 @@ def main(args: argparse.Namespace) -> None:
         found |= {place: result.problem for place, result in decoded.items() if result.problem}
     say(table(rows, shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
     say(details(rows, args.show))
-    say(summary(rows, args))
+    fixable = any(can_fix(listed, of_list(found, name), config.root) for name, listed in lists.items())
+    say(summary(rows, fixable and not args.fix))
     if args.fix:
         write_lists(args, config, lists, found, rows, template)
     if totals(rows)[FINDING]:
@@ -222,14 +223,18 @@ def _more(row: Row, show: int) -> Iterator[str]:
             yield f"  ... and {len(row.examples) - show} more; --show {len(row.examples)} prints all"
 
 
-def summary(rows: list[Row], args: argparse.Namespace) -> str:
+def summary(rows: list[Row], propose_fix: bool) -> str:
     """The last line."""
     counts = totals(rows)
     text = f"\n{len(rows)} checks: {count_of(counts[FINDING], 'finding')}, {count_of(counts[NOTE], 'note')}"
     if not counts[FINDING]:
         return f"{text}; the dataset can be used"
-    fixable = any(row.result == FINDING and row.check not in FOR_THE_USER for row in rows)
-    return f"{text}; --fix writes corrected lists" if fixable and not args.fix else text
+    return f"{text}; --fix writes corrected lists" if propose_fix else text
+
+
+def of_list(found: dict[Place, Problem], name: str) -> dict[int, Problem]:
+    """The problems of one list, by the place in it."""
+    return {i: problem for (split, i), problem in found.items() if split == name}
 
 
 def write_lists(
@@ -247,8 +252,7 @@ def write_lists(
     flags = {key: getattr(args, key) for key in OVERRIDES}
     written = False
     for name, listed in lists.items():
-        problems = {i: problem for (split, i), problem in found.items() if split == name}
-        file, text = write_fixed(listed, problems, config.root)
+        file, text = write_fixed(listed, of_list(found, name), config.root)
         say(text)
         if file:
             flags[f"{name}_list"], written = str(file), True

@@ -50,6 +50,11 @@ def fix(listed: Listed, problems: dict[int, Problem], root: str) -> tuple[list[s
     return lines, +changes
 
 
+def can_fix(listed: Listed, problems: dict[int, Problem], root: str) -> bool:
+    """Whether ``write_fixed`` would write a list."""
+    return not listed.problem and all(fix(listed, problems, root))
+
+
 def write_fixed(listed: Listed, problems: dict[int, Problem], root: str) -> tuple[Path | None, str]:
     """Write the corrected list if anything changes; returns its file and a line for the user.
 

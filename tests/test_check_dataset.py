@@ -155,7 +155,7 @@ DAMAGES = [
     (fewer, "frame counts", rf"1 of 8 .*: toy/val.txt:3: {FOLDER} holds frames 1 to (\d\d), but the list says \d\d "),
     (more, "frame counts", rf"1 of 8 .*: toy/val.txt:3: {FOLDER} holds frames 1 to (\d\d), but the list says \d\d "),
     (gap, "frame counts", rf"1 of 8 .*: toy/val.txt:3: {FOLDER} lacks frame 7 between its frames 1 and \d\d"),
-    (names_count, "class names", r".*/small.yaml: categories: 1 names for num_classes 2"),
+    (names_count, "class names", r"/\S+/toy/small.yaml: categories: 1 names for num_classes 2"),
     (size, "frame sizes", rf"1 of 8 .*: toy/val.txt:3: {FOLDER}/00001.jpg is 60x40 px, .* is 48x48 px"),
     (no_bytes, "frames", rf"1 of 8 decoded .*: toy/val.txt:3: {FOLDER}/00001.jpg is not a readable image"),
     (cut, "frames", rf"1 of 8 decoded .*: toy/val.txt:3: {FOLDER}/000\d\d.jpg is not a readable image \(.*"),
@@ -296,3 +296,11 @@ def test_a_fix_writes_no_list_without_videos(toy, tmp_path):
     _, text = check(toy, "--fix", cwd=tmp_path, code=1)
     assert "toy/val.txt: no line of it can be used (video unusable: 4); nothing was written" in text
     assert not list(toy.parent.glob("*_fixed.txt"))
+
+
+@pytest.mark.parametrize("flags", [("--root", "nowhere"), ("--train_list", "empty.txt")])
+def test_corrected_lists_are_not_promised_if_none_can_be_written(tmp_path, toy, flags):
+    """No line can be used, so --fix would write nothing."""
+    (tmp_path / "empty.txt").write_text("")
+    _, text = check(toy, *flags, cwd=tmp_path, code=1)
+    assert "1 finding" in text and "--fix writes" not in text
