@@ -36,7 +36,8 @@ def read_mapping(path: Path, error: type[Exception]) -> dict:
     except yaml.MarkedYAMLError as failure:
         problem = ": ".join(one_line(part) for part in (failure.context, failure.problem) if part)
         mark = failure.problem_mark or failure.context_mark
-        raise error(f"{name}{f':{mark.line + 1}' if mark else ''}: not a YAML file ({problem}); correct this line") from None
+        where = f"{name}:{mark.line + 1}" if mark else name
+        raise error(f"{where}: not a YAML file ({problem}); correct it") from None
     except RecursionError:
         raise error(f"{name}: not a YAML file (nested too deeply)") from None
     except (yaml.YAMLError, *_LET_THROUGH) as failure:
