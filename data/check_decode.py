@@ -1,6 +1,5 @@
 """Decodes frames of videos, to find files that are damaged and frames of several sizes."""
 
-from collections.abc import Sequence
 from functools import singledispatch
 from typing import NamedTuple
 
@@ -74,10 +73,3 @@ def holds_flow_only(source: FrameSource) -> bool:
             raise error from None
         return True
     return False
-
-
-def sample(count: int, most: int) -> Sequence[int]:
-    """At most ``most`` places, spread over a list of ``count`` videos. The first and the last place are among them."""
-    if count <= most:
-        return range(count)
-    return sorted({round(i * (count - 1) / (most - 1)) for i in range(most)})

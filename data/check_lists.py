@@ -33,11 +33,8 @@ def read_every_line(list_file: str, num_classes: int) -> Listed:
     except DataError as error:
         listed.problem = str(error)
         return listed
-    name = one_line(list_file)
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        listed.lines += 1
+    name, listed.lines = one_line(list_file), len(lines)
+    for number, line in lines:
         where = f"{name}:{number}"
         try:
             video = parse_line(line, where, num_classes)
@@ -49,6 +46,4 @@ def read_every_line(list_file: str, num_classes: int) -> Listed:
                 continue
             listed.labels[len(listed.videos)] = str(error)
         listed.videos.append(video)
-    if not listed.lines:
-        listed.problem = f"{name}: holds no video; write a line 'path #frames label' for each"
     return listed

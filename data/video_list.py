@@ -73,10 +73,7 @@ def read_list(list_file: str | Path, num_classes: int) -> VideoList:
     Errors: ``DataError`` with file and line.
     """
     name, paths, counts, labels, numbers = one_line(list_file), [], [], [], []
-    for number, line in enumerate(list_lines(list_file), start=1):
-        line = line.strip()
-        if not line:
-            continue
+    for number, line in list_lines(list_file):
         try:
             path, num_frames, label = _fields(line, num_classes)
         except ValueError as problem:
@@ -85,32 +82,33 @@ def read_list(list_file: str | Path, num_classes: int) -> VideoList:
         counts.append(num_frames)
         labels.append(label)
         numbers.append(number)
-    if not paths:
-        raise DataError(f"{name}: holds no video; write a line 'path #frames label' for each")
     return VideoList(name, paths, counts, labels, numbers)
 
 
-def list_lines(list_file: str | Path) -> list[str]:
-    """The lines of a list file, also the blank ones.
+def list_lines(list_file: str | Path) -> list[tuple[int, str]]:
+    """The lines of a list file that are not blank, stripped, with their numbers from 1.
 
-    Errors: ``DataError`` if the file cannot be read.
+    Errors: ``DataError`` if the file cannot be read or has no such line.
     """
     name = one_line(list_file)
     try:
-        return text_lines(list_file)
+        lines = [(number, line.strip()) for number, line in enumerate(text_lines(list_file), start=1) if line.strip()]
     except FileNotFoundError:
         raise DataError(f"{name}: no such list file; check the dataset's train_list and val_list") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{name}: cannot be read as UTF-8 text ({reason(error)}); save it as UTF-8") from None
+    if not lines:
+        raise DataError(f"{name}: holds no video; write a line 'path #frames label' for each")
+    return lines
 
 
 def parse_line(line: str, where: str, num_classes: float) -> Video:
-    """The video of a line that is not blank. ``where`` is ``file:line``.
+    """The video of one of ``list_lines``. ``where`` is ``file:line``.
 
     Errors: ``DataError`` that begins with ``where``.
     """
     try:
-        return Video(*_fields(line.strip(), num_classes), where)
+        return Video(*_fields(line, num_classes), where)
     except ValueError as problem:
         raise DataError(f"{where}: {problem}") from None
 
@@ -145,6 +143,13 @@ def _fields(line: str, num_classes: float) -> tuple[str, int, int]:
         if problem:
             raise ValueError(f"path {shown(path)} {problem}; correct it")
     return path, num_frames, label
+
+
+def sample(count: int, most: int) -> Sequence[int]:
+    """At most ``most`` places, spread over a list of ``count`` videos. The first and the last place are among them."""
+    if count <= most:
+        return range(count)
+    return sorted({round(i * (count - 1) / (most - 1)) for i in range(most)})
 
 
 def fingerprint(videos: Sequence[Video]) -> str:

@@ -13,6 +13,7 @@ from data import DataError, DatasetConfig, EvalDataset, TrainDataset, Video, col
 from data.checks import Finding, list_findings, overlap_findings
 from data.dataset import collate_good
 from data.modality import Modality
+from data.video_list import sample
 
 from . import distributed
 from .batch import BatchPlan, StepSampler
@@ -164,7 +165,7 @@ def check_clips(dataset: EvalDataset, on_bad_video: str, workers: int, count: in
 
     Errors: ``DataError`` for the first video that cannot be read. If such videos are skipped, only if none can be read.
     """
-    places = sorted({round(i * (len(dataset) - 1) / (count - 1)) for i in range(count)})
+    places = sample(len(dataset), count)
     loader = make_loader(Subset(dataset, places), min(workers, 1), torch.device("cpu"), collate_good, batch_size=1)
     errors = [reason for _, unread in batches(loader) for reason in unread.values()]
     if errors and (on_bad_video == "stop" or len(errors) == len(places)):

@@ -15,12 +15,13 @@ from contextlib import closing
 from dataclasses import replace
 
 from data import DataError, DatasetConfig, FrameFolder, FrameSource, Video, load_dataset_config
-from data.check_decode import Decoded, decode, holds_flow_only, sample
+from data.check_decode import Decoded, decode, holds_flow_only
 from data.check_files import HARMLESS, THREADS, Problem, can_look, look_at_all
 from data.check_lists import Listed, read_every_line
 from data.description import OVERRIDES
 from data.frame_names import detect_template
 from data.progress import watched
+from data.video_list import sample
 from engine import distributed
 from engine.config import ConfigError
 from engine.flags import parse_arguments
