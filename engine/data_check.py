@@ -12,7 +12,6 @@ from typing import NamedTuple
 from data import DataError, DatasetConfig, Video
 from data.check_files import HARMLESS, can_look, look_at_all, spread
 from data.progress import watched
-from data.video_list import fingerprint
 
 from .log import info
 
@@ -34,7 +33,12 @@ class Checked(NamedTuple):
 
 
 def check_files(
-    dataset: DatasetConfig, train: Sequence[Video], val: Sequence[Video], on_bad_video: str, remedy: str
+    dataset: DatasetConfig,
+    train: Sequence[Video],
+    val: Sequence[Video],
+    fingerprints: Sequence[str],
+    on_bad_video: str,
+    remedy: str,
 ) -> None:
     """Check that the files of all videos exist and are as many as the lists say, and log the result.
 
@@ -43,14 +47,15 @@ def check_files(
     of some videos, makes the saved result useless. After ``LONGEST`` seconds, the check ends and logs how many videos
     are left. The next start goes on from there.
 
-    ``remedy`` is the command that corrects the lists. If bad videos are skipped, one line in the log tells of them.
+    ``fingerprints`` are those of the two lists. ``remedy`` is the command that corrects the lists. If bad videos are
+    skipped, one line in the log tells of them.
 
     Errors: ``DataError`` for the first video of the lists whose files are wrong.
     """
     source, count, begin = dataset.open_source(), len(train) + len(val), time.monotonic()
     if not can_look(source):
         return
-    file = _cache_file(dataset, train, val)
+    file = _cache_file(dataset, train, val, fingerprints)
     before = _read(file)
     if before.done >= count:
         info(f"data check: all {count} videos were complete at an earlier start ({file}); they are not counted again")
@@ -90,7 +95,9 @@ def _warn(checked: Checked, remedy: str) -> None:
         info(f"data check: {checked.odd} videos have frames that are never read; the first: {checked.first}; {remedy}")
 
 
-def _cache_file(dataset: DatasetConfig, train: Sequence[Video], val: Sequence[Video]) -> Path | None:
+def _cache_file(
+    dataset: DatasetConfig, train: Sequence[Video], val: Sequence[Video], fingerprints: Sequence[str]
+) -> Path | None:
     """The file for the result of this check; ``None`` if the user has no home folder.
 
     Its name depends on everything that changes the result and can be read quickly.
@@ -102,8 +109,7 @@ def _cache_file(dataset: DatasetConfig, train: Sequence[Video], val: Sequence[Vi
     root = os.path.abspath(dataset.root)
     some = [videos[i] for videos in (train, val) for i in range(0, len(videos), -(-len(videos) // STAMPED))]
     times = [_time_of_change(path) for path in (root, *(os.path.join(root, video.path) for video in some))]
-    lists = [fingerprint(videos) for videos in (train, val)]
-    content = json.dumps([VERSION, dataset.source, root, dataset.image_tmpl, lists, times])
+    content = json.dumps([VERSION, dataset.source, root, dataset.image_tmpl, list(fingerprints), times])
     return Path(base, "motion_data_checks", f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.json")
 
 

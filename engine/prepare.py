@@ -88,7 +88,8 @@ def prepare(args: argparse.Namespace, start: Start, device: torch.device) -> Run
         check_lists(dataset, train_set.videos, val_set.videos, **{key: given.get(key, False) for key in ALLOWED})
         if not given.get("skip_data_check"):
             remedy = command_of_check(args.dataset, {key: given[key] for key in OVERRIDES if key in given})
-            check_files(dataset, train_set.videos, val_set.videos, recipe.on_bad_video, remedy)
+            lists = list(settings["lists"].values())
+            check_files(dataset, train_set.videos, val_set.videos, lists, recipe.on_bad_video, remedy)
         check_clips(val_set, recipe.on_bad_video, recipe.workers)
 
     random.seed(recipe.seed)

@@ -11,6 +11,7 @@ from toy_run import make_dataset, quick_flags, run, run_inside
 
 from data import DataError, DatasetConfig, FrameSource, load_dataset_config, progress, read_list, register_source
 from data import sources as table
+from data.video_list import fingerprint
 from engine import data_check
 
 
@@ -38,7 +39,7 @@ def config(**overrides: str) -> DatasetConfig:
 def check(on_bad_video: str = "stop", **overrides: str) -> None:
     dataset = config(**overrides)
     lists = [read_list(file, dataset.num_classes) for file in (dataset.train_list, dataset.val_list)]
-    data_check.check_files(dataset, *lists, on_bad_video, "REMEDY")
+    data_check.check_files(dataset, *lists, [fingerprint(videos) for videos in lists], on_bad_video, "REMEDY")
 
 
 def notes(folder: Path) -> list[Path]:
