@@ -73,9 +73,6 @@ class FromFiles(Dataset):
     def __init__(self, config: DatasetConfig, videos: list[Video], make: Callable):
         self.config, self.videos, self.make = config, videos, make
 
-    def __len__(self) -> int:
-        return len(self.videos)
-
     def __getitem__(self, place: tuple[int, int]) -> object:
         video, rng = self.videos[place[1]], np.random.default_rng(place)
         folder = os.path.join(self.config.root, video.path)
