@@ -7,10 +7,10 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 
 from .registry import build_model, check_model, list_models
-from .resnet import VideoResNet
+from .video_network import VideoNetwork
 
 
-def costs(model: VideoResNet, num_segments: int, size: int) -> tuple[int, float]:
+def costs(model: VideoNetwork, num_segments: int, size: int) -> tuple[int, float]:
     """The number of parameters, and the number of multiply-adds of a clip ``(1, T, 3, size, size)``.
 
     fvcore counts the multiply-adds, including those of batch norm.

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .layout import Layout
-from .resnet import VideoResNet
 from .rsanet import RSA_LAYOUT, rsanet
 from .sda import SDA_LAYOUT, sda_tsm, sda_tsn
 from .tsn import TSM_LAYOUT, tsm, tsn
+from .video_network import VideoNetwork
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Family:
     """
 
     name: str
-    build: Callable[..., VideoResNet]
+    build: Callable[..., VideoNetwork]
     layout: Layout | None = None
     sizes: tuple[str, ...] = ("r50", "tiny")
     recipes: Path | None = None

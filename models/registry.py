@@ -3,7 +3,7 @@
 import difflib
 
 from .families import models
-from .resnet import VideoResNet
+from .video_network import VideoNetwork
 from .weights import load_imagenet
 
 
@@ -26,7 +26,7 @@ def check_model(name: str) -> None:
 
 def build_model(
     name: str, num_classes: int, num_segments: int, pretrained: str | None = None, **options
-) -> VideoResNet:
+) -> VideoNetwork:
     """Build a network by its name. Nothing is downloaded unless ``pretrained="imagenet"``.
 
     Args:
