@@ -7,6 +7,9 @@ from pathlib import Path
 from .layout import Layout
 from .rsanet import RSA_LAYOUT, rsanet
 from .sda import SDA_LAYOUT, sda_tsm, sda_tsn
+from .smallbig import SMALLBIG_LAYOUT, smallbig
+from .stm import STM_LAYOUT, stm
+from .tea import TEA_LAYOUT, tea
 from .tsn import TSM_LAYOUT, tsm, tsn
 from .video_network import VideoNetwork
 
@@ -36,6 +39,9 @@ FAMILIES = [
     Family("sda_tsn", sda_tsn, SDA_LAYOUT),
     Family("sda_tsm", sda_tsm, SDA_LAYOUT),
     Family("rsanet", rsanet, RSA_LAYOUT),
+    Family("tea", tea, TEA_LAYOUT),
+    Family("stm", stm, STM_LAYOUT),
+    Family("smallbig", smallbig, SMALLBIG_LAYOUT),
 ]
 
 
