@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ops import MotionExcitation, TemporalShiftConv, multiple_temporal_aggregation
 
-from .layout import Layout, State
+from .layout import Layout
 from .resnet import Bottleneck, VideoResNet, block_name, options_of
 from .video_network import ImageNetFile
 
@@ -20,12 +20,8 @@ RES2NET50 = ImageNetFile(
 class TEABottleneck(Bottleneck):
     """Res2Net's bottleneck, with motion excitation after conv1 and multiple temporal aggregation for the 3x3s.
 
-    ``convs``, ``bns`` and the other names of the frame network are Res2Net's, so that its ImageNet file fits. ``tea``
-    adds ``me`` and ``shifts``, because they need T.
+    ``convs``, ``bns`` and the other names of the frame network are Res2Net's, so that its ImageNet file fits.
     """
-
-    me: MotionExcitation
-    shifts: nn.ModuleList
 
     def __init__(self, inplanes: int, planes: int, stride: int = 1, downsample: nn.Module | None = None, *_, **__):
         super().__init__(inplanes, planes, stride, downsample, GROUPS, WIDTH)  # 4 groups make conv1 and conv3 fit
@@ -37,6 +33,14 @@ class TEABottleneck(Bottleneck):
         # The first block of a stage is the one with a downsample. Its average counts the padding, as released.
         self.pool = None if downsample is None else nn.AvgPool2d(3, stride, padding=1)
 
+    def add_time(self, **options) -> None:
+        """Add ``me``, with the ``options`` of ``MotionExcitation``, and ``shifts``. ``num_segments`` must be set."""
+        channels = self.conv1.out_channels
+        self.me = MotionExcitation(channels, self.num_segments, **options)
+        folds = [None] * (GROUPS - 1) + [2]  # the last group starts as a shift, the others as the identity
+        width = channels // GROUPS
+        self.shifts = nn.ModuleList(TemporalShiftConv(width, self.num_segments, fold) for fold in folds)
+
     def middle(self, y: Tensor) -> Tensor:
         return multiple_temporal_aggregation(self.me(y), self.shifts, self.convs, self.bns, self.pool)
 
@@ -44,31 +48,21 @@ class TEABottleneck(Bottleneck):
 def tea(size: str, num_classes: int, num_segments: int, **options) -> VideoResNet:
     """TEA. The options are ``reduction`` of ``MotionExcitation`` and the options of ``VideoResNet``.
 
-    The initialisation is the released one: MSRA for every convolution over space, and the convolutions over time start
-    as the identity, but that of the last group as a temporal shift of all its channels.
+    The convolutions over space have MSRA's initialisation, as released.
     """
     me_options = options_of(MotionExcitation, options, besides=("channels",))
     model = VideoResNet(size, num_classes, num_segments, block=TEABottleneck, **options)
     model.imagenet = RES2NET50
     for stage, index, block in model.blocks():
-        channels = block.conv1.out_channels
-        block.me = MotionExcitation(channels, num_segments, **me_options)
-        block.shifts = nn.ModuleList(
-            TemporalShiftConv(channels // GROUPS, num_segments, fold_div=2 if group == GROUPS - 1 else None)
-            for group in range(GROUPS)
-        )
+        block.add_time(**me_options)
         model.not_in_imagenet += [f"{block_name(stage, index)}{name}." for name in ("me", "shifts")]
     model.freeze()
     return model
 
 
-def _is_released(state: State) -> bool:
-    return any(".shifts.0.conv." in key for key in state)
-
-
 TEA_LAYOUT = Layout(
     "TEA",
-    mark=_is_released,
+    mark=lambda state: any(".shifts.0.conv." in key for key in state),
     rename=lambda key: re.sub(r"\.shifts\.(\d)\.conv\.", r".shifts.\1.", key),
     model=lambda state: "tea_r50" if any(key.endswith("layer4.0.shifts.0.conv.weight") for key in state) else None,
 )

@@ -36,7 +36,8 @@ class ChannelwiseTemporalConv(nn.Conv1d):
             self.weight[channels - quarter :, :, 2] = 1
 
     def forward(self, x: Tensor) -> Tensor:
-        clips = _as_clips(x, self.num_segments).flatten(3)  # (N, C, T, H*W); a view if x is in channels_last memory
+        # A 2-D convolution of (N, C, T, H*W): for frames in channels_last memory, this is a view.
+        clips = _split(x, self.num_segments).flatten(3).transpose(1, 2)
         y = F.conv2d(clips, self.weight[..., None], padding=(1, 0), groups=self.groups)
         return y.transpose(1, 2).unflatten(3, x.shape[2:]).flatten(0, 1)  # (N*T, C, H, W)
 
@@ -70,13 +71,13 @@ class ChannelwiseMotion(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.stage_bn(self.stage_conv(x))  # (N*T, c, H, W)
-        now, after = (_as_clips(z, self.num_segments) for z in (y, self.shift(y)))  # (N, c, T, H, W)
+        now, after = (_split(z, self.num_segments).transpose(1, 2) for z in (y, self.shift(y)))  # (N, c, T, H, W)
         motion = F.pad(after[:, :, 1:] - now[:, :, :-1], (0, 0, 0, 0, 0, 1))  # 0 for the last frame
         motion = self.conv1x1(motion.transpose(1, 2).flatten(0, 1))  # (N*T, C, H, W)
         return motion if self.stride == 1 else F.max_pool2d(motion, self.stride)
 
 
-def _as_clips(x: Tensor, num_segments: int) -> Tensor:
+def _split(x: Tensor, num_segments: int) -> Tensor:
     if x.shape[0] % num_segments:
         raise ValueError(f"{x.shape[0]} frames are not a multiple of num_segments {num_segments}")
-    return x.unflatten(0, (-1, num_segments)).transpose(1, 2)  # (N, C, T, H, W)
+    return x.unflatten(0, (-1, num_segments))  # (N, T, C, H, W)
