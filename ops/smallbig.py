@@ -71,7 +71,8 @@ class GlobalView(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         largest = F.adaptive_max_pool2d(x, 1)  # (N*T, C, 1, 1)
-        largest = _as_clips(largest, self.num_segments).amax(2)  # (N, C, 1, 1)
+        # As in the release, the gradient goes to the first of equal frames; amax() would share it.
+        largest = _as_clips(largest, self.num_segments).max(2).values  # (N, C, 1, 1)
         gate = self.reduce(largest).sigmoid()[:, None]  # (N, 1, C/r, 1, 1)
         y = self.reduce(x).unflatten(0, (-1, self.num_segments)) * gate  # (N, T, C/r, H, W)
         return x + self.bn(self.expand(y.flatten(0, 1)))
