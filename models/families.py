@@ -7,6 +7,9 @@ from pathlib import Path
 from .layout import Layout
 from .rsanet import RSA_LAYOUT, rsanet
 from .sda import SDA_LAYOUT, sda_tsm, sda_tsn
+from .tanet import TAM_LAYOUT, tanet
+from .teinet import teinet
+from .tin import TIN_LAYOUT, tin
 from .tsn import TSM_LAYOUT, tsm, tsn
 from .video_network import VideoNetwork
 
@@ -38,6 +41,9 @@ FAMILIES = [
     Family("sda_tsn", sda_tsn, SDA_LAYOUT),
     Family("sda_tsm", sda_tsm, SDA_LAYOUT),
     Family("rsanet", rsanet, RSA_LAYOUT),
+    Family("tanet", tanet, TAM_LAYOUT),
+    Family("teinet", teinet),
+    Family("tin", tin, TIN_LAYOUT),
 ]
 
 
