@@ -6,7 +6,9 @@ from pathlib import Path
 
 from .layout import Layout
 from .rsanet import RSA_LAYOUT, rsanet
+from .rubiksnet import RUBIKS_LAYOUT, rubiksnet
 from .sda import SDA_LAYOUT, sda_tsm, sda_tsn
+from .tpn import TPN_LAYOUT, tsm_tpn
 from .tsn import TSM_LAYOUT, tsm, tsn
 from .video_network import VideoNetwork
 
@@ -38,6 +40,8 @@ FAMILIES = [
     Family("sda_tsn", sda_tsn, SDA_LAYOUT),
     Family("sda_tsm", sda_tsm, SDA_LAYOUT),
     Family("rsanet", rsanet, RSA_LAYOUT),
+    Family("tsm_tpn", tsm_tpn, TPN_LAYOUT),
+    Family("rubiksnet", rubiksnet, RUBIKS_LAYOUT, sizes=("tiny", "small", "medium", "large"), toy=()),
 ]
 
 

@@ -201,14 +201,12 @@ class _Convolution:
 
 def _rows(frames: Tensor, num_segments: int) -> Tensor:
     """Frames (N*T, C, H, W) in channels_last memory as images (N, C, T, H*W) in channels_last memory, no copy."""
-    pixels = frames.permute(0, 2, 3, 1).flatten(1, 2)  # (N*T, H*W, C)
-    return pixels.unflatten(0, (-1, num_segments)).permute(0, 3, 1, 2)  # (N, C, T, H*W)
+    return frames.unflatten(0, (-1, num_segments)).transpose(1, 2).flatten(3)
 
 
 def _frames(rows: Tensor, like: Tensor) -> Tensor:
     """The inverse of ``_rows``, with the H and W of ``like``."""
-    pixels = rows.permute(0, 2, 3, 1).flatten(0, 1)  # (N*T, H*W, C)
-    return pixels.unflatten(1, like.shape[2:]).permute(0, 3, 1, 2)  # (N*T, C, H, W)
+    return rows.transpose(1, 2).flatten(0, 1).unflatten(2, like.shape[2:])
 
 
 def _convolutions(
