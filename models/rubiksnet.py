@@ -73,7 +73,7 @@ class RubiksBackbone(nn.Module):
             stride = 1 if layer == 0 else 2
             first = RubiksBlock(before, channels, num_segments, stride, excitation)
             rest = (RubiksBlock(channels, channels, num_segments, 1, excitation) for _ in range(count - 1))
-            self.add_module(f"layer{number}", nn.Sequential(first, *rest))
+            self.add_module(f"layer{layer}", nn.Sequential(first, *rest))
         self.bn_last = nn.BatchNorm2d(channels)
         self.fc = nn.Identity()
         for module in self.modules():
@@ -83,7 +83,7 @@ class RubiksBackbone(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(x)
         for layer in range(5):
-            x = getattr(self, f"layer{number}")(x)
+            x = getattr(self, f"layer{layer}")(x)
         return self.fc(F.relu(self.bn_last(x)).mean((2, 3)))
 
 
