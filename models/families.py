@@ -6,10 +6,12 @@ from pathlib import Path
 
 from .layout import Layout
 from .rsanet import RSA_LAYOUT, rsanet
+from .rubiksnet import RUBIKS_LAYOUT, rubiksnet
 from .sda import SDA_LAYOUT, sda_tsm, sda_tsn
 from .tanet import TAM_LAYOUT, tanet
 from .teinet import teinet
 from .tin import TIN_LAYOUT, tin
+from .tpn import TPN_LAYOUT, tsm_tpn
 from .tsn import TSM_LAYOUT, tsm, tsn
 from .video_network import VideoNetwork
 
@@ -44,6 +46,8 @@ FAMILIES = [
     Family("tanet", tanet, TAM_LAYOUT),
     Family("teinet", teinet),
     Family("tin", tin, TIN_LAYOUT),
+    Family("tsm_tpn", tsm_tpn, TPN_LAYOUT),
+    Family("rubiksnet", rubiksnet, RUBIKS_LAYOUT, sizes=("tiny", "small", "medium", "large"), toy=()),
 ]
 
 

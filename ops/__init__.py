@@ -1,18 +1,19 @@
-"""The operators of the papers. They need only torch, so files can be copied.
-
+"""The operators of the papers and of the systems they are compared with. They need only torch, so files can be copied.
 The faster paths of RSA are in separate files and are added here. Therefore ``rsa.py`` is a complete operator without
 them.
 """
 
 from . import rsa_fused, rsa_triton
 from .rsa import RSA, add_backend, rsa_backend_reason
+from .rubiksnet import RubiksShift3D
 from .sda import SDA
 from .tam import TAM
 from .teinet import TEI
 from .temporal_shift import TemporalShift
 from .tin import TIN
+from .tpn import TemporalPyramid
 
 add_backend("fused", rsa_fused.relational_self_attention, rsa_fused.why_not)
 add_backend("triton", rsa_triton.relational_self_attention, rsa_triton.why_not)
 
-__all__ = ["RSA", "SDA", "TAM", "TEI", "TIN", "TemporalShift", "rsa_backend_reason"]
+__all__ = ["RSA", "SDA", "TAM", "TEI", "TIN", "RubiksShift3D", "TemporalPyramid", "TemporalShift", "rsa_backend_reason"]
