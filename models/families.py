@@ -4,10 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from .c3d import C3D_LAYOUT, c3d
+from .gst import GST_LAYOUT, gst, gst_large
 from .layout import Layout
 from .rsanet import RSA_LAYOUT, rsanet
 from .sda import SDA_LAYOUT, sda_tsm, sda_tsn
 from .tsn import TSM_LAYOUT, tsm, tsn
+from .v4d import V4D_LAYOUT, v4d
 from .video_network import VideoNetwork
 
 
@@ -36,6 +39,10 @@ FAMILIES = [
     Family("sda_tsn", sda_tsn, SDA_LAYOUT),
     Family("sda_tsm", sda_tsm, SDA_LAYOUT),
     Family("rsanet", rsanet, RSA_LAYOUT),
+    Family("gst", gst, GST_LAYOUT),
+    Family("gst_large", gst_large, GST_LAYOUT),
+    Family("c3d", c3d, C3D_LAYOUT),
+    Family("v4d", v4d, V4D_LAYOUT),
 ]
 
 

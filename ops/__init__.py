@@ -1,15 +1,18 @@
-"""The operators of the two papers and the temporal shift. They need only torch, so files can be copied.
+"""The operators of the papers. They need only torch, so files can be copied.
 
 The faster paths of RSA are in separate files and are added here. Therefore ``rsa.py`` is a complete operator without
 them.
 """
 
 from . import rsa_fused, rsa_triton
+from .c3d import ClipConv3d
+from .gst import GST
 from .rsa import RSA, add_backend, rsa_backend_reason
 from .sda import SDA
 from .temporal_shift import TemporalShift
+from .v4d import R4D
 
 add_backend("fused", rsa_fused.relational_self_attention, rsa_fused.why_not)
 add_backend("triton", rsa_triton.relational_self_attention, rsa_triton.why_not)
 
-__all__ = ["RSA", "SDA", "TemporalShift", "rsa_backend_reason"]
+__all__ = ["GST", "R4D", "RSA", "SDA", "ClipConv3d", "TemporalShift", "rsa_backend_reason"]
