@@ -35,5 +35,5 @@ def _model(state: State) -> str | None:
     return "c3d_r50" if _is_c3d(state) else None
 
 
-# GST's repository names the tensors as torchvision does. CAKES, which released the network, puts conv2 and bn2 together.
+# CAKES, the repository that released the network, has conv2 and bn2 in one module. GST's names are torchvision's.
 C3D_LAYOUT = Layout("C3D", mark=_is_c3d, rename=_our_name, model=_model)

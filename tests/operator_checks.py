@@ -1,6 +1,7 @@
-"""Checks that every operator on frames passes: memory layouts, compilers, exporters, autocast; a start from ImageNet."""
+"""Checks that all operators on frames pass: memory layouts, compilers, exporters, autocast. A start from ImageNet."""
 
 import torch
+from golden_values import relative_error
 from torch import nn
 from torchvision.models import resnet50
 
@@ -17,7 +18,7 @@ def check_layouts(module: nn.Module, x: torch.Tensor) -> None:
         gradients = torch.autograd.grad(y, [frames, *module.parameters()], weight.to(memory_format=memory_format))
         results.append((y, *gradients))
     for contiguous, channels_last in zip(*results, strict=True):
-        torch.testing.assert_close(channels_last, contiguous)
+        assert relative_error(channels_last, contiguous.detach()) < 1e-5
     assert results[1][0].is_contiguous(memory_format=torch.channels_last)
     assert results[1][1].is_contiguous(memory_format=torch.channels_last)
 
