@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from .c3d import C3D_LAYOUT, c3d
+from .gst import GST_LAYOUT, gst, gst_large
 from .layout import Layout
 from .rsanet import RSA_LAYOUT, rsanet
 from .rubiksnet import RUBIKS_LAYOUT, rubiksnet
@@ -13,6 +15,7 @@ from .teinet import teinet
 from .tin import TIN_LAYOUT, tin
 from .tpn import TPN_LAYOUT, tsm_tpn
 from .tsn import TSM_LAYOUT, tsm, tsn
+from .v4d import V4D_LAYOUT, v4d
 from .video_network import VideoNetwork
 
 
@@ -48,6 +51,10 @@ FAMILIES = [
     Family("tin", tin, TIN_LAYOUT),
     Family("tsm_tpn", tsm_tpn, TPN_LAYOUT),
     Family("rubiksnet", rubiksnet, RUBIKS_LAYOUT, sizes=("tiny", "small", "medium", "large"), toy=()),
+    Family("gst", gst, GST_LAYOUT),
+    Family("gst_large", gst_large, GST_LAYOUT),
+    Family("c3d", c3d, C3D_LAYOUT),
+    Family("v4d", v4d, V4D_LAYOUT),
 ]
 
 

@@ -4,6 +4,8 @@ them.
 """
 
 from . import rsa_fused, rsa_triton
+from .c3d import ClipConv3d
+from .gst import GST
 from .rsa import RSA, add_backend, rsa_backend_reason
 from .rubiksnet import RubiksShift3D
 from .sda import SDA
@@ -12,8 +14,22 @@ from .teinet import TEI
 from .temporal_shift import TemporalShift
 from .tin import TIN
 from .tpn import TemporalPyramid
+from .v4d import R4D
 
 add_backend("fused", rsa_fused.relational_self_attention, rsa_fused.why_not)
 add_backend("triton", rsa_triton.relational_self_attention, rsa_triton.why_not)
 
-__all__ = ["RSA", "SDA", "TAM", "TEI", "TIN", "RubiksShift3D", "TemporalPyramid", "TemporalShift", "rsa_backend_reason"]
+__all__ = [
+    "GST",
+    "R4D",
+    "RSA",
+    "SDA",
+    "TAM",
+    "TEI",
+    "TIN",
+    "ClipConv3d",
+    "RubiksShift3D",
+    "TemporalPyramid",
+    "TemporalShift",
+    "rsa_backend_reason",
+]
