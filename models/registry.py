@@ -7,9 +7,9 @@ from .video_network import VideoNetwork
 from .weights import load_imagenet
 
 
-def list_models() -> list[str]:
-    """The names that ``build_model`` knows."""
-    return list(models())
+def list_models(toy: bool | None = None) -> list[str]:
+    """The names that ``build_model`` knows. ``toy`` chooses the toy networks or the others; ``None`` means both."""
+    return [name for name, (family, size) in models().items() if toy is None or (size in family.toy) == toy]
 
 
 def check_model(name: str) -> None:

@@ -10,7 +10,7 @@ from models.sda import sda_tsn
 from models.tsn import tsn
 from ops import RSA, SDA, TemporalShift
 
-TINY = [name for name in list_models() if name.endswith("_tiny")]
+TINY = list_models(toy=True)
 
 
 def clips(n=2, t=4, size=32):
