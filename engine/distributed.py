@@ -133,8 +133,8 @@ def run_program(main: Callable[[], None], errors: tuple[type[Exception], ...]) -
     """Run ``main`` and end the process, without waiting for loading processes or other ranks.
 
     Exit status: 0 after success; 1 after an error; ``interrupt.EXIT_CODE`` if the run was asked to stop and has saved;
-    130 after Ctrl-C. An expected error (``errors``, too little memory, frames of a wrong size, a lost rank) is reported
-    in one line, a bug with a traceback. A rank that fails does not wait for the other ranks, because torchrun ends them.
+    130 after Ctrl-C. An expected error (``errors``, too little memory, a wrong frame size, a lost rank) is reported in
+    one line, a bug with a traceback. A rank that fails does not wait for the other ranks, because torchrun ends them.
     """
     try:
         main()
