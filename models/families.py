@@ -10,7 +10,10 @@ from .layout import Layout
 from .rsanet import RSA_LAYOUT, rsanet
 from .rubiksnet import RUBIKS_LAYOUT, rubiksnet
 from .sda import SDA_LAYOUT, sda_tsm, sda_tsn
+from .smallbig import SMALLBIG_LAYOUT, smallbig
+from .stm import STM_LAYOUT, stm
 from .tanet import TAM_LAYOUT, tanet
+from .tea import TEA_LAYOUT, tea
 from .teinet import teinet
 from .tin import TIN_LAYOUT, tin
 from .tpn import TPN_LAYOUT, tsm_tpn
@@ -47,13 +50,16 @@ FAMILIES = [
     Family("sda_tsm", sda_tsm, SDA_LAYOUT),
     Family("rsanet", rsanet, RSA_LAYOUT),
     Family("tanet", tanet, TAM_LAYOUT),
+    Family("tea", tea, TEA_LAYOUT),
+    Family("stm", stm, STM_LAYOUT),
     Family("teinet", teinet),
-    Family("tin", tin, TIN_LAYOUT),
-    Family("tsm_tpn", tsm_tpn, TPN_LAYOUT),
-    Family("rubiksnet", rubiksnet, RUBIKS_LAYOUT, sizes=("tiny", "small", "medium", "large"), toy=()),
     Family("gst", gst, GST_LAYOUT),
     Family("gst_large", gst_large, GST_LAYOUT),
+    Family("tin", tin, TIN_LAYOUT),
+    Family("tsm_tpn", tsm_tpn, TPN_LAYOUT),
+    Family("smallbig", smallbig, SMALLBIG_LAYOUT),
     Family("c3d", c3d, C3D_LAYOUT),
+    Family("rubiksnet", rubiksnet, RUBIKS_LAYOUT, sizes=("tiny", "small", "medium", "large"), toy=()),
     Family("v4d", v4d, V4D_LAYOUT),
 ]
 

@@ -1,4 +1,5 @@
 """The operators of the papers and of the systems they are compared with. They need only torch, so files can be copied.
+
 The faster paths of RSA are in separate files and are added here. Therefore ``rsa.py`` is a complete operator without
 them.
 """
@@ -9,7 +10,10 @@ from .gst import GST
 from .rsa import RSA, add_backend, rsa_backend_reason
 from .rubiksnet import RubiksShift3D
 from .sda import SDA
+from .smallbig import BigPool, GlobalView
+from .stm import ChannelwiseMotion, ChannelwiseTemporalConv
 from .tam import TAM
+from .tea import MotionExcitation, TemporalShiftConv, multiple_temporal_aggregation
 from .teinet import TEI
 from .temporal_shift import TemporalShift
 from .tin import TIN
@@ -27,9 +31,16 @@ __all__ = [
     "TAM",
     "TEI",
     "TIN",
+    "BigPool",
+    "ChannelwiseMotion",
+    "ChannelwiseTemporalConv",
     "ClipConv3d",
+    "GlobalView",
+    "MotionExcitation",
     "RubiksShift3D",
     "TemporalPyramid",
     "TemporalShift",
+    "TemporalShiftConv",
+    "multiple_temporal_aggregation",
     "rsa_backend_reason",
 ]
