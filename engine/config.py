@@ -273,7 +273,9 @@ def coerce(key: str, value: object) -> object:
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
         raise ConfigError(f"{key} is {shown(value)}, not a {kind.__name__}")
     if key in CHOICES and value not in CHOICES[key]:
-        raise ConfigError(f"{key} is {shown(value)}; choose from {', '.join(CHOICES[key])}")
+        near = difflib.get_close_matches(value, CHOICES[key], n=1) if len(CHOICES[key]) > 5 else []
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"{key} is {shown(value)}; {hint}choose from {', '.join(CHOICES[key])}")
     if key in RANGES and value not in RANGES[key]:
         raise ConfigError(f"{key} is {shown(value)}; it must be {RANGES[key]}")
     if key == "test_views":

@@ -124,16 +124,9 @@ class Views:
     def __str__(self) -> str:
         size = self.resize
         shown = "as stored" if size is None else "x".join(map(str, size)) if isinstance(size, tuple) else size
-        short = ""
-        if CLIP_RULES[self.clip_rule].short_videos or self._is_centres:
-            short = f", {'spread' if self._is_centres else self.short_videos}"
+        short = f", {self.short_videos}" if CLIP_RULES[self.clip_rule].short_videos else ""
         pixels = "" if self.pixels == FAITHFUL else f", {self.pixels} pixels"
         return f"resize {shown}, crop {self.crop}{short}{pixels}"
-
-    @property
-    def _is_centres(self) -> bool:
-        """Whether the only clip is the segment centres, although the rule is not the usual one."""
-        return self.clip_rule in CENTRES and self.clips == 1
 
     def protocol(self, mirrored: str = "") -> str:
         """The text "x crops x clips @ input", and in brackets what is unusual.
@@ -141,9 +134,9 @@ class Views:
         ``mirrored`` says what is done to the scores of mirrored crops, if there are any.
         """
         notes = [f"mirrored scores {mirrored}"] if self.crops in MIRRORED else []
-        if self.clip_rule != "usual" and not self._is_centres:
+        if self.clip_rule != "usual":
             notes.append(f"clips {self.clip_rule}")
-        if self.crop_rule != "grid" and self.crops == 3:
+        if self.crop_rule != "grid":
             notes.append(f"crops {self.crop_rule}")
         if self.view_average != "logits":
             notes.append(f"mean {self.view_average}")
@@ -190,10 +183,10 @@ def add_view_flags(parser: argparse.ArgumentParser) -> None:
 
 def describe_protocols() -> str:
     """A line for each protocol, with its views and its source."""
-    lines, width = ["protocols:"], max(map(len, PROTOCOLS))
+    lines, width = ["protocols:"], 2 + max(map(len, PROTOCOLS))
     for name, protocol in PROTOCOLS.items():
         views = _read(protocol.settings | {"mirrored_scores": "swap"})
-        lines.append(f"  {name:<{width}}  {views.protocol().lstrip('x')}, {views}: {protocol.text}")
+        lines += [f"  {name:<{width}}{views.protocol().lstrip('x')}, {views}", f"  {'':<{width}}{protocol.text}"]
     return "\n".join(lines)
 
 
@@ -227,13 +220,15 @@ def choose_views(recipe: Recipe, protocol: str | None, **given: object) -> Views
     }
     found = find_protocol(protocol)
     given = {key: value for key, value in given.items() if value is not None}
-    views = _read(own | (found.settings if found else {}) | given)
-    if CLIP_RULES[views.clip_rule].units:
+    values = own | (found.settings if found else {}) | given
+    views = _read(values)
+    rule = CLIP_RULES[values["clip_rule"]]
+    if rule.units:
         check_units("clip_rule", views.clip_rule, recipe)
-    if "short_videos" in given and not CLIP_RULES[views.clip_rule].short_videos:
+    if "short_videos" in given and not rule.short_videos:
         raise ConfigError(
-            f"--short_videos {given['short_videos']} changes nothing, because the clip rule {views.clip_rule} has its "
-            "own way with short videos; leave it out, or give --clip_rule usual"
+            f"--short_videos {given['short_videos']} changes nothing, because the clip rule {values['clip_rule']} has "
+            "its own way with short videos; leave it out, or give --clip_rule usual"
         )
     return views
 
@@ -241,11 +236,14 @@ def choose_views(recipe: Recipe, protocol: str | None, **given: object) -> Views
 def _read(values: dict) -> Views:
     """The views of these values, one for each key of ``GEOMETRY``.
 
+    Settings that change nothing for these numbers of crops and clips have their usual values. Equal tests are therefore
+    equal views.
+
     Errors: ``ConfigError``.
     """
     clip_rule = config.coerce("test_clip_rule", values["clip_rule"])
     crops, clips = config.parse_views(str(values["views"]), clip_rule)
-    return Views(
+    views = Views(
         crops,
         clips,
         config.parse_size(values["resize"]),
@@ -258,3 +256,10 @@ def _read(values: dict) -> Views:
         str(values["mirrored_scores"]),
         str(values["pixels"]),
     )
+    if clips == 1 and clip_rule in CENTRES:
+        views.clip_rule, views.short_videos = "usual", "spread"
+    if crops != 3:
+        views.crop_rule = "grid"
+    if crops * clips == 1:
+        views.view_average = "logits"
+    return views
