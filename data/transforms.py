@@ -118,10 +118,11 @@ def random_flip(label: int, policy: str, mirror_pairs: Mapping[int, int], rng: n
 
     The ``policy`` ``"none"`` mirrors no class (TSM). ``"skip"`` mirrors the classes that are not in ``mirror_pairs``
     (RSA). ``"swap"`` mirrors every class, and a class in ``mirror_pairs`` gets the label of its mirror class (SDA).
+    ``"keep"`` mirrors every class, and each keeps its label (TPN).
     """
     if policy == "none" or (policy == "skip" and label in mirror_pairs) or rng.random() >= 0.5:
         return False, label
-    return True, mirror_pairs.get(label, label)
+    return True, label if policy == "keep" else mirror_pairs.get(label, label)
 
 
 def test_crops(width: int, height: int, num_crops: int, crop_size: int, rule: str = "grid") -> list[Crop]:

@@ -20,6 +20,8 @@ def check_clips(recipe: "Recipe") -> None:
             f"num_segments {recipe.num_segments} is no multiple of units {recipe.units}; give frames of all units "
             f"together, such as --num_segments {8 * recipe.units}"
         )
+    if recipe.units and "units" in recipe.model_options:
+        raise ConfigError(f"model_options holds units {recipe.model_options['units']}; give it as --units alone")
     if recipe.train_frames != "segments":
         check_units("train_frames", recipe.train_frames, recipe)
     for key, rule in (("val_clip_rule", recipe.val_clip_rule), ("test_clip_rule", recipe.test_clip_rule)):

@@ -132,7 +132,7 @@ CHOICES = {
     "train_frames": TRAIN_RULES,
     "train_crop": TRAIN_CROPS,
     "color_jitter": COLOR_JITTER,
-    "flip": ("none", "skip", "swap"),
+    "flip": ("none", "skip", "swap", "keep"),
     "val_clip_rule": VAL_RULES,
     "val_short_videos": SHORT_VIDEOS,
     "test_crop_rule": CROP_RULES,

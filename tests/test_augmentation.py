@@ -218,6 +218,7 @@ def test_a_run_trains_with_them_and_says_what_does_not_fit(tmp_path):
         (["--color_jitter", "tpn", "--modality", "RGBDiff"], "color_jitter tpn changes the colours of RGB frames"),
         (["--train_frames", "units"], "train_frames units is for networks with units, such as v4d_r50"),
         (["--units", 4], "tsm_tiny cannot be built with"),
+        (["--units", 2, "--model_options", "{units: 2}"], "model_options holds units 2; give it as --units alone"),
         (["--units", 3], "num_segments 4 is no multiple of units 3"),
         (["--val_clip_rule", "sparse_units"], "val_clip_rule sparse_units is for networks with units"),
         (["--val_clip_rule", "random"], "val_clip_rule is 'random'; choose from usual, all_but_last, units"),
