@@ -5,13 +5,42 @@ them.
 """
 
 from . import rsa_fused, rsa_triton
+from .c3d import ClipConv3d
+from .gst import GST
 from .rsa import RSA, add_backend, rsa_backend_reason
 from .rubiksnet import RubiksShift3D
 from .sda import SDA
+from .smallbig import BigPool, GlobalView
+from .stm import ChannelwiseMotion, ChannelwiseTemporalConv
+from .tam import TAM
+from .tea import MotionExcitation, TemporalShiftConv, multiple_temporal_aggregation
+from .teinet import TEI
 from .temporal_shift import TemporalShift
+from .tin import TIN
 from .tpn import TemporalPyramid
+from .v4d import R4D
 
 add_backend("fused", rsa_fused.relational_self_attention, rsa_fused.why_not)
 add_backend("triton", rsa_triton.relational_self_attention, rsa_triton.why_not)
 
-__all__ = ["RSA", "SDA", "RubiksShift3D", "TemporalPyramid", "TemporalShift", "rsa_backend_reason"]
+__all__ = [
+    "GST",
+    "R4D",
+    "RSA",
+    "SDA",
+    "TAM",
+    "TEI",
+    "TIN",
+    "BigPool",
+    "ChannelwiseMotion",
+    "ChannelwiseTemporalConv",
+    "ClipConv3d",
+    "GlobalView",
+    "MotionExcitation",
+    "RubiksShift3D",
+    "TemporalPyramid",
+    "TemporalShift",
+    "TemporalShiftConv",
+    "multiple_temporal_aggregation",
+    "rsa_backend_reason",
+]
