@@ -43,7 +43,7 @@ def has_backends(model: str, args: argparse.Namespace) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.network", description=__doc__)
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="default: the R50 networks")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="default: all but the toy networks")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--precision", default="fp32", choices=["fp32", "tf32", "bf16", "fp16"])
     parser.add_argument("--channels_last", type=lambda x: x == "true", default=True, metavar="true|false")
@@ -58,8 +58,8 @@ def main() -> None:
     if args.device == "cpu" and args.keep_freed_memory:
         keep_freed_memory()
     check_model_names(parser, args.models)
-    models = args.models or [name for name in list_models() if name.endswith("_r50") and name != "tsn_r50"]
-    plain = "tsn_tiny" if models[0].endswith("_tiny") else "tsn_r50"
+    models = args.models or [name for name in list_models(toy=False) if name != "tsn_r50"]
+    plain = "tsn_tiny" if models[0] in list_models(toy=True) else "tsn_r50"
     rows = {plain: passes(plain, "auto", args)}
     for model in models:
         for backend in args.rsa_backends if has_backends(model, args) else ["auto"]:

@@ -82,7 +82,7 @@ def step_times(model: str, settings: dict[str, dict], args: argparse.Namespace) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__)
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="default: the R50 networks")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="default: all but the toy networks")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--num_segments", type=int, default=8, metavar="T")
     parser.add_argument("--size", type=int, default=224, metavar="PX")
@@ -106,7 +106,7 @@ def main() -> None:
 
     print(f"{machine(args.device)}; a step of {args.clips} clips of {args.num_segments} frames of {args.size} px\n")
     print("| model | setting | time of a step / plain | peak memory / plain |\n|---|---|---|---|", flush=True)
-    for model in args.models or [name for name in list_models() if name.endswith("_r50")]:
+    for model in args.models or list_models(toy=False):
         times = step_times(model, settings, args)
         memory = {name: memory_of("benchmarks.training", model, name) for name in settings}
         for name in settings:

@@ -72,6 +72,7 @@ class Recipe:
     momentum: float
     nesterov: bool
     weight_decay: float
+    decay_all: bool
     clip_gradient: float | None
     label_smoothing: float
     ema_decay: float | None

@@ -6,7 +6,7 @@ from torch import nn
 from data import DataError, DatasetConfig
 from data.modality import Modality
 from models import WeightsError, build_model, list_models, load_weights
-from models.resnet import VideoResNet
+from models.video_network import VideoNetwork
 from models.weight_files import shown_name
 from models.weights import check_weights, load_imagenet, released_model, released_segments, stored_classes
 
@@ -15,7 +15,7 @@ from .log import info
 from .stored import SETTINGS, check_entries
 
 
-def build_from_recipe(name: str, num_classes: int, recipe: Recipe) -> VideoResNet:
+def build_from_recipe(name: str, num_classes: int, recipe: Recipe) -> VideoNetwork:
     """Call ``build_model`` with the recipe's settings, without weights.
 
     Errors: ``ConfigError`` with the settings if the network cannot be built with them.
@@ -40,7 +40,7 @@ def build_from_recipe(name: str, num_classes: int, recipe: Recipe) -> VideoResNe
 
 def build_from_checkpoint(
     checkpoint: dict, source: str, name: str | None, frames: int | None, dataset: DatasetConfig | None
-) -> tuple[VideoResNet, Recipe]:
+) -> tuple[VideoNetwork, Recipe]:
     """The network of a checkpoint, without its weights, and the recipe that trained it.
 
     Args:
@@ -106,7 +106,7 @@ def run_settings(checkpoint: dict, source: str = "checkpoint") -> dict:
 
 def build_for_training(
     name: str, num_classes: int, recipe: Recipe, device: torch.device, with_weights: bool
-) -> VideoResNet:
+) -> VideoNetwork:
     """The network of a recipe on its device, in training mode, with the recipe's options set.
 
     If ``with_weights`` is true, load ``recipe.tune_from`` or ``recipe.pretrained``. A resumed run loads its checkpoint

@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from models.resnet import VideoResNet
+from models.video_network import VideoNetwork
 
 from .config import ConfigError, Recipe, check_key
 from .log import info
@@ -18,14 +18,16 @@ NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)
 FIRST = ("conv1_weight", "conv1_bias", "weight", "bias", "bn", "fc_weight", "fc_bias")  # groups, in this order
 
 
-def parameter_groups(model: VideoResNet, lr_mults: Mapping[str, float] | None = None, flow: bool = False) -> list[dict]:
+def parameter_groups(
+    model: VideoNetwork, lr_mults: Mapping[str, float] | None = None, flow: bool = False, decay_all: bool = False
+) -> list[dict]:
     """Groups for ``torch.optim.SGD``. Each has ``params`` and ``name lr_mult decay_mult param_names``.
 
     A group holds the parameters of one kind, such as weights or biases, of one part of the network. The parts are the
     backbone, the classifier (``fc``), the first convolution (``conv1``, only for ``flow``), and each part that a class
     declares (``optim_group = "sda"``); modules inside such a module belong to its part. All norms are one group,
     ``bn``. With ``optim_params = {"P1": "weight"}``, a class declares the kind of its parameters outside standard
-    layers. Only weights decay. Frozen parameters are in no group.
+    layers. Only weights decay, unless ``decay_all``. Frozen parameters are in no group.
 
     Args:
         lr_mults: factors of the learning rate for ``fc``, ``fc_bias``, ``sda``, ... By default, the factor is 1, or 5
@@ -53,7 +55,7 @@ def parameter_groups(model: VideoResNet, lr_mults: Mapping[str, float] | None = 
         {
             "name": name,
             "lr_mult": _factor(name, lr_mults),
-            "decay_mult": float(name.endswith("weight")),
+            "decay_mult": float(decay_all or name.endswith("weight")),
             "params": [parameter for _, parameter in found],
             "param_names": [parameter_name for parameter_name, _ in found],
         }
@@ -109,12 +111,12 @@ def _factor(group: str, lr_mults: Mapping[str, float]) -> float:
     return 2.0 * _factor(weight, lr_mults) if group.endswith("bias") else 1.0
 
 
-def build_optimizer(model: VideoResNet, recipe: Recipe) -> torch.optim.SGD:
+def build_optimizer(model: VideoNetwork, recipe: Recipe) -> torch.optim.SGD:
     """The recipe's optimiser. Its groups are logged.
 
     Errors: the errors of ``parameter_groups``, and ``ConfigError`` if everything is frozen.
     """
-    groups = parameter_groups(model, recipe.lr_mults, flow=recipe.modality == "Flow")
+    groups = parameter_groups(model, recipe.lr_mults, recipe.modality == "Flow", recipe.decay_all)
     for group in groups:
         lr_mult = group["lr_mult"] if recipe.lr_multipliers else "1 (lr_multipliers is off)"
         shown = f"lr_mult: {lr_mult}, decay_mult: {group['decay_mult']}"

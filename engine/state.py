@@ -7,7 +7,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models import load_weights
-from models.resnet import VideoResNet
+from models.video_network import VideoNetwork
 from models.weight_files import misfit, shown_name, unusable
 
 from .config import ConfigError
@@ -28,7 +28,7 @@ class TrainingState:
     each clip draws from a new seed.
     """
 
-    model: VideoResNet
+    model: VideoNetwork
     optimizer: torch.optim.Optimizer
     precision: Precision
     ema: AveragedModel | None = None

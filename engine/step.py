@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from models.video_network import WithAuxiliary
 from reports.accuracy import count_correct
 
 from . import distributed
@@ -51,9 +52,9 @@ def train_step(
     the last N - M clips replace clips that could not be read. They have no part in the loss, so a clip that could not
     be read has a gradient of zero. If M is 0, the BN statistics do not change either.
 
-    The loss is the cross-entropy. With label smoothing e it is ``(1-e)*NLL + e*mean over classes of -log p``. The
-    gradient is clipped to the norm ``clip_gradient``. If a loss of any process, or the gradient, is not finite, no
-    process updates.
+    The loss is the cross-entropy. With label smoothing e it is ``(1-e)*NLL + e*mean over classes of -log p``. A network
+    with an auxiliary head adds its ``aux_weight`` times the loss of that head. The gradient is clipped to the norm
+    ``clip_gradient``. If a loss of any process, or the gradient, is not finite, no process updates.
     """
     optimizer.zero_grad()
     losses, correct, clips_done, unread = [], 0.0, 0, 0
@@ -64,9 +65,8 @@ def train_step(
         more = i < plan.accumulation and isinstance(model, DistributedDataParallel)
         with model.no_sync() if more else nullcontext():
             with precision.autocast():
-                logits = model(clips)
-            logits = logits[: len(labels)].float()
-            loss = nn.functional.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none")
+                output = model(clips)
+            logits, loss = logits_and_loss(model, output, labels, label_smoothing)
             precision.scaler.scale(loss.sum() * scale).backward()
         if kept is not None:
             restore_buffers(model, kept)
@@ -91,6 +91,22 @@ def train_step(
         precision.scaler.step(optimizer)
     precision.scaler.update()
     return Step(*sums, finite=not failed, stop=stop > 0, norm=float(local[3]), unread=int(unread), bad=bad)
+
+
+def logits_and_loss(
+    model: nn.Module, output: Tensor | WithAuxiliary, labels: Tensor, label_smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """The logits (M,K) and losses (M) of the first M clips. An auxiliary loss is multiplied by the ``aux_weight``."""
+
+    def cross_entropy(logits: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="none")
+
+    if not isinstance(output, WithAuxiliary):
+        logits = output[: len(labels)].float()
+        return logits, cross_entropy(logits)
+    logits, aux_logits = (part[: len(labels)].float() for part in output)
+    network = model.module if isinstance(model, DistributedDataParallel) else model
+    return logits, cross_entropy(logits) + network.aux_weight * cross_entropy(aux_logits)
 
 
 def copy_buffers(model: nn.Module) -> list[Tensor]:

@@ -15,7 +15,7 @@ from data.pixels import describe as describe_pixels
 from data.sampling import FrameOrder
 from data.transforms import MIRRORED
 from models import load_weights
-from models.resnet import VideoResNet
+from models.video_network import VideoNetwork
 from models.weights import read_checkpoint
 from reports.accuracy import percent_text
 from reports.scores import Scores
@@ -62,7 +62,7 @@ class Member:
     """A network of a test. An ensemble has several members."""
 
     file: str  # of its weights
-    model: VideoResNet
+    model: VideoNetwork
     recipe: Recipe  # of its training, or the model's recipe if the file does not hold one
     categories: list[str] | None  # class names in label order, if the file or the dataset has them
     views: Views
@@ -128,7 +128,7 @@ def parse_shares(text: str | None, count: int) -> list[float]:
 
 def load_network(
     file: str, name: str | None, frames: str | None, dataset: DatasetConfig | None
-) -> tuple[VideoResNet, Recipe, list[str] | None]:
+) -> tuple[VideoNetwork, Recipe, list[str] | None]:
     """The network of a weights file, its recipe, and its class names. The user's flags fill what the file lacks.
 
     Errors: ``ConfigError`` and ``WeightsError``.

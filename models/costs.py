@@ -7,10 +7,10 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 
 from .registry import build_model, check_model, list_models
-from .resnet import VideoResNet
+from .video_network import VideoNetwork
 
 
-def costs(model: VideoResNet, num_segments: int, size: int) -> tuple[int, float]:
+def costs(model: VideoNetwork, num_segments: int, size: int) -> tuple[int, float]:
     """The number of parameters, and the number of multiply-adds of a clip ``(1, T, 3, size, size)``.
 
     fvcore counts the multiply-adds, including those of batch norm.
@@ -24,7 +24,7 @@ def costs(model: VideoResNet, num_segments: int, size: int) -> tuple[int, float]
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m models.costs", description=__doc__)
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="default: all R50 networks")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="default: all but the toy networks")
     parser.add_argument("--num_segments", type=int, nargs="+", default=[8, 16], metavar="T")
     parser.add_argument("--size", type=int, default=224, metavar="PX", help="height and width of a frame")
     parser.add_argument("--num_classes", type=int, default=174, metavar="K")
@@ -36,7 +36,7 @@ def main() -> None:
         parser.error(str(error))
 
     print("| model | frames | size | parameters | G multiply-adds |\n|---|---|---|---|---|")
-    for name in args.models or [name for name in list_models() if name.endswith("_r50")]:
+    for name in args.models or list_models(toy=False):
         for t in args.num_segments:
             parameters, multiply_adds = costs(build_model(name, args.num_classes, t), t, args.size)
             print(f"| {name} | {t} | {args.size} | {parameters:,} | {multiply_adds / 1e9:.3f} |", flush=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .resnet import VideoResNet
+from .video_network import VideoNetwork
 from .weight_files import CHECKSUM, checksum, read_checkpoint
 
 BATCH_SIZES = (1, 3)  # of the check; the network is traced with 2 clips
@@ -28,7 +28,7 @@ class ExportError(RuntimeError):
     """A network cannot be exported, or the written file computes other logits than the network."""
 
 
-def export_program(model: VideoResNet, path: str | os.PathLike, size: int | tuple[int, int]) -> float:
+def export_program(model: VideoNetwork, path: str | os.PathLike, size: int | tuple[int, int]) -> float:
     """Write ``model`` as a ``torch.export`` program, which ``torch.export.load(path).module()`` runs without our code.
 
     The program is the network in eval mode, in float32 on the CPU. ``model`` itself does not change. The batch size N
@@ -58,7 +58,7 @@ def export_program(model: VideoResNet, path: str | os.PathLike, size: int | tupl
         return _largest_difference(path, module, model, size)
 
 
-def export_onnx(model: VideoResNet, path: str | os.PathLike, size: int | tuple[int, int]) -> float:
+def export_onnx(model: VideoNetwork, path: str | os.PathLike, size: int | tuple[int, int]) -> float:
     """Write ``model`` as one ONNX file, with input ``clips`` and output ``logits``, and check it with onnxruntime.
 
     Arguments, result and errors are as in ``export_program``, but ``path`` ends in ``.onnx``. This needs the packages
@@ -84,7 +84,7 @@ def export_onnx(model: VideoResNet, path: str | os.PathLike, size: int | tuple[i
         return _largest_difference(path, run, model, size)
 
 
-def export_safetensors(model: VideoResNet, path: str | os.PathLike, config: dict | None = None) -> None:
+def export_safetensors(model: VideoNetwork, path: str | os.PathLike, config: dict | None = None) -> None:
     """Write the weights as safetensors, which ``load_weights`` reads. The file is read back and must be bit-equal.
 
     The metadata are strings: ``arch``, ``num_segments``, ``num_classes``, and a checksum, which ``load_weights``
@@ -116,13 +116,13 @@ def export_safetensors(model: VideoResNet, path: str | os.PathLike, config: dict
             raise ExportError(f"{path}: {len(other)} tensors read back otherwise, first {other[0]}; write it again")
 
 
-def _prepared(model: VideoResNet) -> VideoResNet:
+def _prepared(model: VideoNetwork) -> VideoNetwork:
     model = copy.deepcopy(model).cpu().float().eval()
     model.set_backend("reference")  # other programs know only plain operations
     return model
 
 
-def _random_clips(model: VideoResNet, size: int | tuple[int, int], batch: int) -> Tensor:
+def _random_clips(model: VideoNetwork, size: int | tuple[int, int], batch: int) -> Tensor:
     """Clips (N, T, C, H, W), the same for each call."""
     height, width = size if isinstance(size, tuple) else (size, size)
     generator = torch.Generator().manual_seed(batch)
@@ -130,7 +130,7 @@ def _random_clips(model: VideoResNet, size: int | tuple[int, int], batch: int) -
 
 
 def _largest_difference(
-    path: str | os.PathLike, run: Callable[[Tensor], Tensor], model: VideoResNet, size: int | tuple[int, int]
+    path: str | os.PathLike, run: Callable[[Tensor], Tensor], model: VideoNetwork, size: int | tuple[int, int]
 ) -> float:
     """The largest difference between the logits of ``run`` and of ``model``, relative to the largest logit.
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .layout import Layout
-from .resnet import VideoResNet
 from .rsanet import RSA_LAYOUT, rsanet
 from .sda import SDA_LAYOUT, sda_tsm, sda_tsn
 from .tsn import TSM_LAYOUT, tsm, tsn
+from .video_network import VideoNetwork
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,15 @@ class Family:
         build: a function of ``(size, num_classes, num_segments, **options)`` that returns the network.
         layout: the layout of the weights that its authors released; ``None`` if they released none.
         sizes: the second parts of the models' names.
+        toy: the sizes that are small networks for the toy set; nobody published them.
         recipes: the folder that holds ``<model>.yaml`` for each model; ``None`` means ``models/recipes``.
     """
 
     name: str
-    build: Callable[..., VideoResNet]
+    build: Callable[..., VideoNetwork]
     layout: Layout | None = None
     sizes: tuple[str, ...] = ("r50", "tiny")
+    toy: tuple[str, ...] = ("tiny",)
     recipes: Path | None = None
 
 
@@ -51,9 +53,9 @@ def register(family: Family) -> None:
 
 
 def models() -> dict[str, tuple[Family, str]]:
-    """The name of each model -> its family and size. The full networks come first, then the tiny ones."""
+    """The name of each model -> its family and size. The full networks come first, then the toy networks."""
     found = {name: (family, size) for family in FAMILIES for name, size in names_of(family).items()}
-    return dict(sorted(found.items(), key=lambda item: item[1][1] == "tiny"))
+    return dict(sorted(found.items(), key=lambda item: item[1][1] in item[1][0].toy))
 
 
 def names_of(family: Family) -> dict[str, str]:

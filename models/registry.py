@@ -3,13 +3,13 @@
 import difflib
 
 from .families import models
-from .resnet import VideoResNet
+from .video_network import VideoNetwork
 from .weights import load_imagenet
 
 
-def list_models() -> list[str]:
-    """The names that ``build_model`` knows."""
-    return list(models())
+def list_models(toy: bool | None = None) -> list[str]:
+    """The names that ``build_model`` knows. ``toy`` chooses the toy networks or the others; ``None`` means both."""
+    return [name for name, (family, size) in models().items() if toy is None or (size in family.toy) == toy]
 
 
 def check_model(name: str) -> None:
@@ -26,7 +26,7 @@ def check_model(name: str) -> None:
 
 def build_model(
     name: str, num_classes: int, num_segments: int, pretrained: str | None = None, **options
-) -> VideoResNet:
+) -> VideoNetwork:
     """Build a network by its name. Nothing is downloaded unless ``pretrained="imagenet"``.
 
     Args:

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 from ops import RSA
 
 from .layout import Layout, State
-from .resnet import STEM, Bottleneck, VideoResNet, block_name, options_of
+from .resnet import Bottleneck, VideoResNet, block_name, options_of
+from .video_network import STEM
 
 # The bottlenecks (counted from 0) of the stages res2 to res5 whose conv2 becomes RSA. The supplement says: "for every
 # two ResNet blocks from the third block in res2 to the second block in res5".

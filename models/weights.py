@@ -5,11 +5,11 @@ import re
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
-from torchvision.models import ResNet50_Weights
+from torch.hub import load_state_dict_from_url
 
 from .families import layouts
 from .layout import Layout
-from .resnet import STEM, VideoResNet
+from .video_network import STEM, VideoNetwork
 from .weight_files import FLOATS, WeightsError, explained, misfit, read_checkpoint, shown, shown_name, unusable
 
 OWN, IMAGENET = "own", "imagenet"  # layouts; models/families.py names the layouts of released files
@@ -38,7 +38,7 @@ class LoadReport:
 
 
 def load_weights(
-    model: VideoResNet,
+    model: VideoNetwork,
     source: str | os.PathLike | dict,
     strict: bool = True,
     name: str = "state dict",
@@ -68,7 +68,7 @@ def load_weights(
     return report
 
 
-def check_weights(model: VideoResNet, checkpoint: dict, name: str = "state dict") -> None:
+def check_weights(model: VideoNetwork, checkpoint: dict, name: str = "state dict") -> None:
     """Raise the errors of a strict ``load_weights`` without loading. ``model`` may be on the meta device."""
     _fitted(model, checkpoint, True, name, True)
 
@@ -91,25 +91,31 @@ def stored_classes(checkpoint: dict, name: str = "checkpoint") -> int | None:
     return None if classifier is None or classifier.dim() == 0 else classifier.shape[0]
 
 
-def load_imagenet(model: VideoResNet, source: str) -> LoadReport:
-    """Load ``"imagenet"`` (torchvision's ``ResNet50_Weights.IMAGENET1K_V1``) or a file by its path.
+def load_imagenet(model: VideoNetwork, source: str) -> LoadReport:
+    """Load ``"imagenet"`` (the file that ``model.imagenet`` names) or a file by its path.
 
-    Errors: ``WeightsError`` if the weights cannot be downloaded, and the errors of ``load_weights``.
+    Errors: ``WeightsError`` if the weights cannot be downloaded or there are none, and the errors of ``load_weights``.
     """
     if source != "imagenet":
         return load_weights(model, source)
+    file = model.imagenet
+    if file is None:
+        raise WeightsError(
+            f"nobody released ImageNet weights of {model.arch}; add --pretrained none (random weights) or --tune_from "
+            "FILE (a trained network)"
+        )
     try:
-        state = ResNet50_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
+        state = load_state_dict_from_url(file.url, map_location="cpu", progress=False, check_hash=True)
     except Exception as error:  # no network, a broken transfer, a wrong hash, a damaged file in the hub folder
         raise WeightsError(
-            f"cannot fetch the ImageNet ResNet-50 ({explained(error)[0]}); without a network add --pretrained FILE (a "
-            "downloaded resnet50-19c8e357.pth) or --pretrained none (random weights)"
+            f"cannot fetch the {file.name} ({explained(error)[0]}); without a network add --pretrained FILE (a "
+            f"downloaded {os.path.basename(file.url)}) or --pretrained none (random weights)"
         ) from error
-    return load_weights(model, state, name="torchvision's ImageNet ResNet-50")
+    return load_weights(model, state, name=f"the {file.name}")
 
 
 def _fitted(
-    model: VideoResNet, source: str | os.PathLike | dict, strict: bool, name: str, classifier: bool
+    model: VideoNetwork, source: str | os.PathLike | dict, strict: bool, name: str, classifier: bool
 ) -> tuple[LoadReport, dict[str, Tensor]]:
     """The report of ``load_weights``, and the tensors to load."""
     name = name if isinstance(source, dict) else str(source)
@@ -120,6 +126,7 @@ def _fitted(
     report = LoadReport(name, IMAGENET if imagenet else found[-1].name if found else OWN)
     if imagenet:
         state = {f"base_model.{key}": value for key, value in state.items() if not key.startswith("fc.")}
+        state = _converted_convolutions(state, model)
         state = {key: value for key, value in state.items() if not key.startswith(tuple(model.not_in_imagenet))}
         report.converted = _convert_stem(state, model.in_channels)
 
@@ -149,12 +156,14 @@ def _fitted(
         if not isinstance(arch, str | None):
             raise WeightsError(f"{name}: arch is {shown(arch)}, must be a model's name; load its state_dict alone")
         hidden = [layout.module for layout in found if layout.module and not imagenet]
-        _check(report, model, arch, hidden, ignore_classifier=not classifier)
+        _check(report, model, arch, hidden, _other_segments(model, state), ignore_classifier=not classifier)
     return report, fitting
 
 
 def _state_dict(checkpoint: dict, name: str) -> dict[str, Tensor]:
-    state = checkpoint.get("state_dict", checkpoint)
+    # RubiksNet's files hold it under "model".
+    holder = next((key for key in ("state_dict", "model") if isinstance(checkpoint.get(key), dict)), "state_dict")
+    state = checkpoint.get(holder, checkpoint)
     if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{name}: holds no state dict; its keys are {_first(list(map(_key, checkpoint)))}")
     state = {_key(key): value for key, value in state.items() if isinstance(value, Tensor)}
@@ -184,6 +193,8 @@ def _our_names(checkpoint: dict, name: str) -> tuple[dict[str, Tensor], list[Lay
             continue
         if new in renamed:
             raise WeightsError(f"{name}: holds {shown_name(new)} twice, also as {shown_name(key)}; leave one out")
+        for layout in found:
+            value = layout.convert(new, value)
         renamed[new] = value
     return renamed, found
 
@@ -206,6 +217,27 @@ def _squeezed(value: Tensor, target: Tensor) -> Tensor:
     return value
 
 
+def _converted_convolutions(state: dict[str, Tensor], model: VideoNetwork) -> dict[str, Tensor]:
+    """The tensors of an ImageNet file, with the weights of replaced convolutions as their modules take them."""
+    state = dict(state)
+    for name, module in model.named_modules():
+        weight = state.get(f"{name}.weight")
+        if hasattr(module, "from_imagenet") and weight is not None and weight.dim() == 4:
+            del state[f"{name}.weight"]
+            state |= {f"{name}.{part}": value for part, value in module.from_imagenet(weight).items()}
+    return state
+
+
+def _other_segments(model: VideoNetwork, state: dict[str, Tensor]) -> int | None:
+    """The number of frames of a file, if it is not the model's and the network's parameters depend on it."""
+    for name, module in model.named_modules():
+        for part, dim in getattr(module, "sized_by_segments", {}).items():
+            value = state.get(f"{name}.{part}")
+            if value is not None and value.dim() > dim and value.shape[dim] != model.num_segments:
+                return value.shape[dim]
+    return None
+
+
 def _convert_stem(state: dict[str, Tensor], in_channels: int) -> str:
     """Change the number of input channels of an RGB network's first convolution; returns a text for the report."""
     if in_channels == 3 or state[STEM].shape[1:2] != (3,) or state[STEM].dtype not in FLOATS:
@@ -215,11 +247,17 @@ def _convert_stem(state: dict[str, Tensor], in_channels: int) -> str:
 
 
 def _check(
-    report: LoadReport, model: VideoResNet, arch: str | None, hidden: list[type[nn.Module]], ignore_classifier: bool
+    report: LoadReport,
+    model: VideoNetwork,
+    arch: str | None,
+    hidden: list[type[nn.Module]],
+    frames: int | None,
+    ignore_classifier: bool,
 ) -> None:
     """Check that every tensor of the model and of the file was matched.
 
     ``hidden``: classes of module that the file's network contains although no tensor shows it.
+    ``frames``: the file's number of frames, if the model's is another and their parameters depend on it.
 
     Errors: ``WeightsError`` that names the tensors that were not matched.
     """
@@ -235,6 +273,11 @@ def _check(
         if not any(isinstance(part, module) for part in model.modules()):
             words = re.sub("(?<=[a-z])(?=[A-Z])", " ", module.__name__).lower()
             problems.append(f"the file holds a network with {words}, the model has none")
+    if frames is not None:
+        problems.append(
+            f"the file was trained with {frames} frames, the model has num_segments {model.num_segments}, and the "
+            "parameters of this network depend on it"
+        )
     if report.mismatched:
         problems.append(f"other shapes or types: {_first(report.mismatched)}")
         if any(text.startswith("new_fc.weight (") for text in report.mismatched):

@@ -24,7 +24,7 @@ from engine.flags import check_model_names, parse_arguments
 from engine.network import channels_last
 from engine.precision import Precision
 from models import build_model, list_models
-from models.resnet import VideoResNet
+from models.video_network import VideoNetwork
 from ops.rsa import BACKENDS
 
 CLASSES, SEGMENTS, SIZE, CLIPS = 5, 8, 64, 2
@@ -32,7 +32,7 @@ TOLERANCE = {"fp32": 5e-4, "bf16": 0.08, "gradients": 0.1}
 BRANCH = 0.2  # gamma of each bottleneck's last BN; with 1, random weights would amplify rounding errors
 
 
-def example(name: str) -> tuple[VideoResNet, Tensor]:
+def example(name: str) -> tuple[VideoNetwork, Tensor]:
     """A network on the CPU in which every branch matters, and clips (N, T, 3, H, W)."""
     torch.manual_seed(0)
     model = build_model(name, CLASSES, SEGMENTS, dropout=0.0, stochastic_depth=0.0)
@@ -49,13 +49,13 @@ def example(name: str) -> tuple[VideoResNet, Tensor]:
     return model.eval(), clips
 
 
-def logits(model: VideoResNet, clips: Tensor, precision: Precision) -> Tensor:
+def logits(model: VideoNetwork, clips: Tensor, precision: Precision) -> Tensor:
     """The logits (N, K) in float32, on the CPU."""
     with torch.no_grad(), precision.autocast():
         return model.eval()(clips.to(precision.device)).float().cpu()
 
 
-def gradients(model: VideoResNet, clips: Tensor, precision: Precision) -> dict[str, Tensor]:
+def gradients(model: VideoNetwork, clips: Tensor, precision: Precision) -> dict[str, Tensor]:
     """The gradients of the cross-entropy by parameter name, on the CPU."""
     model.train().zero_grad()
     labels = torch.arange(len(clips), device=precision.device)
@@ -81,7 +81,7 @@ def _worst(shares: dict[str, float]) -> tuple[float, str]:
     return shares[name], name
 
 
-def paths(model: VideoResNet, device: torch.device) -> list[str]:
+def paths(model: VideoNetwork, device: torch.device) -> list[str]:
     """The paths that the device has for the network's operators; ["auto"] if no operator has several."""
     found = []
     for name in BACKENDS:

@@ -18,7 +18,7 @@ from models import list_models
 from .steps import ROOT, StepFailed, Steps
 
 MODELS = ("rsanet_tiny", "sda_tsm_tiny")
-TINY = tuple(name for name in list_models() if name.endswith("_tiny"))
+TINY = tuple(list_models(toy=True))
 # Dropout and stochastic depth are off, because GPU and CPU draw different random numbers. cuDNN uses the same
 # algorithms in each run.
 TRAINING = {"epochs": 2, "global_batch_size": 8, "lr": 0.02, "workers": 2, "num_segments": 8, "dropout": 0}

@@ -34,6 +34,8 @@ def formula_parameter(name: str, shape, seed: int = 0) -> torch.Tensor:
         value = 0.1 * n
     elif leaf == "running_var":
         value = 1 + 0.1 * n.abs()
+    elif leaf == "shift":  # of RubiksNet
+        value = 1.2 * n
     elif leaf == "I":
         value = torch.eye(shape[-1], dtype=torch.float64) + 0.1 * n
     elif leaf == "P1":
@@ -45,6 +47,12 @@ def formula_parameter(name: str, shape, seed: int = 0) -> torch.Tensor:
     else:
         value = n * (2 / max(1, int(np.prod(shape[1:])))) ** 0.5
     return value.float()
+
+
+def compared_state(system: str, seed: int = 0) -> dict[str, torch.Tensor]:
+    """A state dict with the released names and shapes of a compared system. Its values follow the formula."""
+    shapes = table(f"compared/{system}_state_dict.json")
+    return {key: formula_parameter(key, shape, seed) for key, shape in shapes.items()}
 
 
 def fill_by_formula(module: nn.Module, prefix: str, seed: int = 0) -> None:
@@ -61,6 +69,46 @@ def released_state(name: str, seed: int = 0) -> dict:
     """
     shapes = table(f"{name}_state_dict.json")
     return {f"module.{key}": formula_parameter(key, shape, seed) for key, shape in shapes.items()}
+
+
+def check_module(golden, stored: str, module: nn.Module, shape, released=lambda name: name, tolerances=None) -> None:
+    """Compare a module with the released code: output, all gradients, and the BN statistics after a training pass.
+
+    Args:
+        golden: the table of stored values.
+        stored: their tag, such as ``tam_c32_t8@train``. The part after ``@`` is the mode; eval if there is none.
+        module: ours, on frames, ``(N*T, C, H, W) -> (N*T, C', H', W')``. Its weights are overwritten.
+        shape: of the released input: ``(N*T, C, H, W)`` or ``(N, C, T, H, W)``.
+        released: the released name for our name of a tensor in the module.
+        tolerances: our name of a parameter -> tolerance of its gradient, if it is not 1e-4.
+    """
+    tag, _, mode = stored.partition("@")
+    module.train(mode == "train")
+    module.load_state_dict(
+        {
+            name: formula_parameter(f"{tag}.{released(name)}", value.shape).to(value.dtype)
+            for name, value in module.state_dict().items()
+        }
+    )
+    x = formula_tensor(f"{tag}.input", shape).requires_grad_()
+    output = module(x if len(shape) == 4 else x.transpose(1, 2).flatten(0, 1))
+    if len(shape) == 5:
+        output = output.unflatten(0, (shape[0], -1)).transpose(1, 2)  # (N, C', T, H', W')
+    (output * formula_tensor(f"{tag}.grad_output", output.shape)).sum().backward()
+
+    assert relative_error(output, golden[f"{stored}/output"]) < 1e-5
+    assert relative_error(x.grad, golden[f"{stored}/grad_input"]) < 1e-4
+    parameters = {released(name): (name, parameter) for name, parameter in module.named_parameters()}
+    assert parameters.keys() == {key.split("/grad/")[1] for key in golden.files if key.startswith(f"{stored}/grad/")}
+    for released_name, (name, parameter) in parameters.items():
+        expected = golden[f"{stored}/grad/{released_name}"]
+        error = relative_error(parameter.grad.view(expected.shape), expected)
+        assert error < (tolerances or {}).get(name, 1e-4), (name, error)
+        parameter.grad = None
+    for name, buffer in module.named_buffers():
+        keys = [f"{stored}/{word}/{released(name)}" for word in ("after", "buffer")]
+        for key in (key for key in keys if key in golden.files and not key.endswith("num_batches_tracked")):
+            assert relative_error(buffer, golden[key]) < 1e-5, name
 
 
 def relative_error(actual, expected) -> float:

@@ -16,7 +16,7 @@ from models import WeightsError, build_model, export, list_models, load_weights
 from models.export import ExportError, export_onnx, export_program, export_safetensors
 from models.weights import read_checkpoint, stored_classes
 
-TINY = [name for name in list_models() if name.endswith("_tiny")]
+TINY = list_models(toy=True)
 
 
 def trained_like(name: str, num_classes=5, num_segments=4, dtype=torch.float32, **options) -> torch.nn.Module:

@@ -24,7 +24,7 @@ from engine.batch import BatchPlan, StepSampler
 from engine.workers import batches
 from models import WeightsError, build_model, list_models, load_weights
 
-TINY = [name for name in list_models() if name.endswith("_tiny")]
+TINY = list_models(toy=True)
 WIDTH, HEIGHT, FRAMES = 40, 30, 9
 # form -> (image_tmpl, folder on the disk, path in the list)
 FORMS = {

@@ -10,7 +10,7 @@ from models.sda import sda_tsn
 from models.tsn import tsn
 from ops import RSA, SDA, TemporalShift
 
-TINY = [name for name in list_models() if name.endswith("_tiny")]
+TINY = list_models(toy=True)
 
 
 def clips(n=2, t=4, size=32):
@@ -175,27 +175,41 @@ def test_modules_are_inserted_at_places_in_order():
     model = build_model("tsn_tiny", 5, 1).eval()
     (_, _, first), (_, _, second), *_ = model.blocks()
     x = torch.randn(1, 64, 4, 4)
-    y = torch.relu(second.bn1(second.conv1(2 * (x + 1))))
+    y = torch.relu(second.bn1(second.conv1(2 * (x + 5 + 1))))
     y = torch.relu(second.bn2(second.conv2(y + 2)) * 3)
-    expected = torch.relu(second.bn3(second.conv3(y)) + 4 + x)
+    expected = torch.relu(second.bn3(second.conv3(y)) + 4 + x + 5) * 6
     for place, name, module in [
         ("before_conv1", "a", Plus(1)),
         ("before_conv1", "b", Times(2)),
         ("before_conv2", "c", Plus(2)),
         ("after_bn2", "d", Times(3)),
         ("after_bn3", "e", Plus(4)),
+        ("before_block", "f", Plus(5)),
+        ("after_block", "g", Times(6)),
     ]:
         model.insert(place, name, lambda block, module=module: module, blocks=[(0, 1)])
     torch.testing.assert_close(second(x), expected)
-    assert model.not_in_imagenet == [f"base_model.layer1.1.{name}." for name in "abcde"] and not hasattr(first, "a")
+    assert model.not_in_imagenet == [f"base_model.layer1.1.{name}." for name in "abcdefg"] and not hasattr(first, "a")
+    model.insert("conv1", "conv1", lambda block: nn.Conv2d(64, 16, 1), blocks=[(0, 1)])
+    assert second.conv1.bias is not None
     for place, name, message in [
         ("before_conv1", "a", "the bottleneck has a 'a' already; choose another name"),
         ("after_bn3", "relu", "the bottleneck has a 'relu' already"),
-        ("before", "x", "place 'before' must be one of before_conv1, before_conv2, conv2, after_bn2, after_bn3"),
+        ("before", "x", "place 'before' must be one of before_block, before_conv1, conv1, before_conv2, conv2, after_"),
         ("conv2", "x", "a module at conv2 replaces conv2, so its name must be conv2, not 'x'"),
+        ("conv1", "conv2", "a module at conv1 replaces conv1, so its name must be conv1, not 'conv2'"),
     ]:
         with pytest.raises(ValueError, match=message):
             second.insert(place, name, Plus(0))
+
+
+def test_the_shortcut_sees_a_module_before_the_block():
+    model = build_model("tsn_tiny", 5, 1).eval()
+    (_, _, first), *_ = model.blocks()
+    x = torch.randn(1, 16, 4, 4)
+    expected = first(x + 5)
+    model.insert("before_block", "plus", lambda block: Plus(5), blocks=[(0, 0)])
+    assert torch.equal(first(x), expected)
 
 
 def test_rsanet_refuses_what_its_network_cannot_take():

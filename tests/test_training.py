@@ -22,7 +22,7 @@ from models import build_model, list_models
 
 CPU = torch.device("cpu")
 FP32 = Precision("fp32", CPU)
-TINY = [name for name in list_models() if name.endswith("_tiny")]
+TINY = list_models(toy=True)
 
 
 @pytest.fixture(scope="module")

@@ -4,14 +4,16 @@ import os
 import pickle
 import re
 import warnings
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from golden_values import released_state
-from torchvision.models import ResNet50_Weights, resnet50
+from torch import nn
+from torchvision.models import resnet50
 
-from models import WeightsError, build_model, load_weights
+from models import Layout, VideoResNet, WeightsError, build_model, families, load_weights
 from models.weight_files import read_checkpoint
 from models.weights import released_model
 from ops import RSA
@@ -79,9 +81,11 @@ def test_imagenet(tmp_path, monkeypatch):
     assert report.layout == "imagenet" and all(".sda." in k or k.startswith("new_fc") for k in report.missing)
 
     calls = []
-    monkeypatch.setattr(ResNet50_Weights, "get_state_dict", lambda *_, **kw: calls.append(kw) or imagenet.state_dict())
+    fetch = "models.weights.load_state_dict_from_url"
+    monkeypatch.setattr(fetch, lambda url, **kw: calls.append((url, kw)) or imagenet.state_dict())
     assert build_model("tsn_r50", 174, 8, pretrained="imagenet") is not None
-    assert calls == [{"progress": False, "check_hash": True}]
+    ((url, options),) = calls
+    assert url.endswith("/resnet50-0676ba61.pth") and options["check_hash"] and not options["progress"]
 
     def failing(error):
         def get(*_, **__):
@@ -90,7 +94,7 @@ def test_imagenet(tmp_path, monkeypatch):
         return get
 
     for error in (OSError("no route to host"), RuntimeError("invalid hash value")):
-        monkeypatch.setattr(ResNet50_Weights, "get_state_dict", failing(error))
+        monkeypatch.setattr(fetch, failing(error))
         with pytest.raises(WeightsError, match=f"cannot fetch the ImageNet ResNet-50 .{error}"):
             build_model("tsn_r50", 174, 8, pretrained="imagenet")
     build_model("tsn_r50", 174, 8)  # without pretrained, nothing is downloaded
@@ -295,3 +299,63 @@ def test_what_came_instead_of_a_weight_file_is_shown(tmp_path):
             WeightsError, match=rf"pipe.{ending}: not a regular file but a pipe or a device; name a file"
         ):
             read_checkpoint(tmp_path / f"pipe.{ending}")
+
+
+class Doubled(nn.Module):
+    """A convolution in place of conv2. It takes twice the ImageNet weight; ``own`` depends on the number of frames."""
+
+    not_in_imagenet = ("own.",)
+    sized_by_segments: ClassVar = {"own.weight": 1}
+
+    def __init__(self, conv: nn.Conv2d, num_segments: int):
+        super().__init__()
+        self.inner = nn.Conv2d(conv.in_channels, conv.out_channels, 3, conv.stride, 1, bias=False)
+        self.own = nn.Linear(num_segments, 1)
+
+    def forward(self, x):
+        return self.inner(x)
+
+    def from_imagenet(self, weight):
+        return {"inner.weight": 2 * weight}
+
+
+def doubled(num_segments: int, backbone: str = "r50"):
+    model = VideoResNet(backbone, 5, num_segments)
+    model.insert("conv2", "conv2", lambda block: Doubled(block.conv2, num_segments), blocks=[(0, 1)])
+    return model
+
+
+def test_a_module_takes_what_it_declares_from_an_imagenet_file():
+    model, imagenet = doubled(4), resnet50().state_dict()
+    report = load_weights(model, imagenet)
+    assert torch.equal(model.base_model.layer1[1].conv2.inner.weight, 2 * imagenet["layer1.1.conv2.weight"])
+    own = [f"base_model.layer1.1.conv2.own.{leaf}" for leaf in ("weight", "bias")]
+    assert report.missing == [*own, "new_fc.weight", "new_fc.bias"]
+    del imagenet["layer1.1.conv2.weight"]
+    with pytest.raises(WeightsError, match=r"missing: base_model.layer1.1.conv2.inner.weight.;"):
+        load_weights(doubled(4), imagenet)
+
+
+def test_parameters_that_depend_on_the_number_of_frames():
+    with pytest.raises(WeightsError, match="trained with 8 frames, the model has num_segments 4, and the parameters"):
+        load_weights(doubled(4, "tiny"), doubled(8, "tiny").state_dict())
+
+
+def test_a_network_without_imagenet_weights_says_so(monkeypatch):
+    monkeypatch.setattr(VideoResNet, "imagenet", None)
+    with pytest.raises(WeightsError, match="nobody released ImageNet weights of tsn_tiny; add --pretrained none"):
+        build_model("tsn_tiny", 5, 4, pretrained="imagenet")
+
+
+def test_a_layout_converts_tensors(monkeypatch):
+    layout = Layout(
+        "TURNED",
+        mark=lambda state: "turned" in state,
+        rename=lambda key: None if key == "turned" else key,
+        convert=lambda key, value: value.flip(0) if key == "new_fc.bias" else value,
+    )
+    monkeypatch.setattr(families, "FAMILIES", [*families.FAMILIES, families.Family("turned", VideoResNet, layout)])
+    model, state = build_model("tsn_tiny", 5, 4), build_model("tsn_tiny", 5, 4).state_dict()
+    state["new_fc.bias"] = torch.arange(5.0)
+    load_weights(model, state | {"turned": torch.zeros(1)})
+    assert model.new_fc.bias.tolist() == [4, 3, 2, 1, 0]
