@@ -15,7 +15,7 @@ from engine.evaluate import check_finite, score
 from engine.flags import parse_arguments
 from engine.loading import check_list
 from engine.precision import Precision
-from engine.published import Tested, load_published, published_line
+from engine.published import FinishedTest, load_published, published_line
 from engine.testing import (
     PROTOCOLS,
     Member,
@@ -127,8 +127,9 @@ def main(args: argparse.Namespace) -> None:
         log.info(order_table([(order, result) for order, result, _ in rows]))
     if distributed.is_main():
         order, result, scored = rows[0]
-        tested = Tested(dataset.name, members, args.average, order, other_list(args), len(videos), scored, result)
-        if line := published_line(load_published(), tested):
+        counts = {"listed": len(videos), "scored": scored}
+        finished = FinishedTest(dataset.name, members, args.average, order, other_list(args), result=result, **counts)
+        if line := published_line(load_published(), finished):
             log.info(line)
 
 

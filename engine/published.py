@@ -162,7 +162,7 @@ def _tuple(value: object) -> tuple:
 
 
 @dataclass(frozen=True)
-class Tested:
+class FinishedTest:
     """A finished test of ours."""
 
     dataset: str
@@ -175,71 +175,71 @@ class Tested:
     result: dict[str, float]  # percent: top1, top5, class_accuracy
 
 
-def published_line(published: Published, tested: Tested) -> str | None:
+def published_line(published: Published, finished: FinishedTest) -> str | None:
     """A line with the published result of the tested network on this dataset. None if nothing is published.
 
     If a row has the same frames, views and protocol, the line says the difference in percentage points. Otherwise it
     names the nearest row, and says why the two do not compare. An ensemble is compared only with ensembles.
     """
-    models = {member.model.arch for member in tested.members}
-    ensemble = len(tested.members) > 1
-    rows = [row for row in published.rows if {row.model} == models and row.dataset == tested.dataset]
+    models = {member.model.arch for member in finished.members}
+    ensemble = len(finished.members) > 1
+    rows = [row for row in published.rows if {row.model} == models and row.dataset == finished.dataset]
     rows = [row for row in rows if (len(row.frames) > 1) == ensemble]
     if not rows:
         return None
-    same = [row for row in rows if is_same_test(row, tested)]
-    row = min(same or rows, key=lambda row: _distance(row, tested))
+    same = [row for row in rows if is_same_test(row, finished)]
+    row = min(same or rows, key=lambda row: _distance(row, finished))
     text = f"published: {row.figure} ({row.source}) for {row.views}"
     if row.protocol:
         text += f" by {' or '.join(row.protocol)}"
-    problem = not_comparable(published, tested)
+    problem = not_comparable(published, finished)
     if problem:
         return f"{text}; {problem}, so they do not compare"
     if same:
-        return f"{text}; the difference is {_difference(row, tested.result)} percentage points"
-    here = f"this test is {protocol_line(tested.members)} ({tested.members[0].views})"
-    if not row.protocol and _agrees(row, tested):
+        return f"{text}; the difference is {_difference(row, finished.result)} percentage points"
+    here = f"this test is {protocol_line(finished.members)} ({finished.members[0].views})"
+    if not row.protocol and _agrees(row, finished):
         return f"{text}; {here}, and the source does not tell its whole test, so they may not compare"
     return f"{text}; {here}, so they do not compare"
 
 
-def is_same_test(row: Row, tested: Tested) -> bool:
+def is_same_test(row: Row, finished: FinishedTest) -> bool:
     """Whether this test has the frames, the views and a protocol of a row. Fast pixels count as faithful ones.
 
     False if the row does not tell its crops, clips or protocol.
     """
-    if not (row.crops and row.clips and _frames(tested) == row.num_segments):
+    if not (row.crops and row.clips and _frames(finished) == row.num_segments):
         return False
-    if len(tested.members) > 1 and (tested.average != "logits" or len({m.share for m in tested.members}) > 1):
+    if len(finished.members) > 1 and (finished.average != "logits" or len({m.share for m in finished.members}) > 1):
         return False  # all published ensembles whose protocol is known are plain means of logits
     return any(
-        all(_has_views(member, name, f"{row.crops}x{row.clips}") for member in tested.members)
+        all(_has_views(member, name, f"{row.crops}x{row.clips}") for member in finished.members)
         for name in row.protocol
         if name in PROTOCOLS
     )
 
 
-def not_comparable(published: Published, tested: Tested) -> str | None:
+def not_comparable(published: Published, finished: FinishedTest) -> str | None:
     """Why the accuracy of a test is not comparable with any published one; None if it is."""
-    usual = published.videos.get(tested.dataset)
-    if tested.order != AS_IT_IS:
-        return f"this test has its frames {tested.order}"
-    if tested.other_list:
-        return f"this test is of the list {one_line(tested.other_list)}"
-    if tested.scored < tested.listed:
-        return f"this test leaves out {tested.listed - tested.scored} videos"
-    if usual is not None and tested.listed != usual:
-        return f"this list has {tested.listed:,} videos, the official one {usual:,}"
-    for member in tested.members:
+    usual = published.videos.get(finished.dataset)
+    if finished.order != AS_IT_IS:
+        return f"this test has its frames {finished.order}"
+    if finished.other_list:
+        return f"this test is of the list {one_line(finished.other_list)}"
+    if finished.scored < finished.listed:
+        return f"this test leaves out {finished.listed - finished.scored:,} of {finished.listed:,} videos"
+    if usual is not None and finished.listed != usual:
+        return f"this list has {finished.listed:,} videos, the official one {usual:,}"
+    for member in finished.members:
         if member.modality != RGB:
             return f"{member.file} sees {member.recipe.modality}"
-        if member.recipe.model_options != load_recipe(member.model.arch, tested.dataset).model_options:
+        if member.recipe.model_options != load_recipe(member.model.arch, finished.dataset).model_options:
             return f"{member.file} has the model_options {shown(member.recipe.model_options)}"
     return None
 
 
-def _frames(tested: Tested) -> tuple[int, ...]:
-    return tuple(sorted(member.recipe.num_segments for member in tested.members))
+def _frames(finished: FinishedTest) -> tuple[int, ...]:
+    return tuple(sorted(member.recipe.num_segments for member in finished.members))
 
 
 def _has_views(member: Member, protocol: str, views: str) -> bool:
@@ -249,18 +249,18 @@ def _has_views(member: Member, protocol: str, views: str) -> bool:
     return dataclasses.replace(released, **same) == member.views
 
 
-def _agrees(row: Row, tested: Tested) -> bool:
+def _agrees(row: Row, finished: FinishedTest) -> bool:
     """Whether nothing that a row tells of its test differs from this one."""
-    seen = [(member.views.crops, member.views.clips, member.views.input) for member in tested.members]
+    seen = [(member.views.crops, member.views.clips, member.views.input) for member in finished.members]
     told = (row.crops, row.clips, row.input)
     pairs = [(value, own) for views in seen for value, own in zip(told, views, strict=True) if value]
-    return (not row.frames or row.num_segments == _frames(tested)) and all(value == own for value, own in pairs)
+    return (not row.frames or row.num_segments == _frames(finished)) and all(value == own for value, own in pairs)
 
 
-def _distance(row: Row, tested: Tested) -> tuple:
+def _distance(row: Row, finished: FinishedTest) -> tuple:
     """How far a row's test is from this one: first its frames, then its views, then its input, then missing figures."""
-    views = tested.members[0].views
-    frames = abs(sum(row.num_segments) - sum(_frames(tested))) if row.frames else math.inf
+    views = finished.members[0].views
+    frames = abs(sum(row.num_segments) - sum(_frames(finished))) if row.frames else math.inf
     count = abs(row.crops * row.clips - views.crops * views.clips) if row.crops and row.clips else math.inf
     return frames, count, row.input != views.input, not row.protocol, row.top1 is None, row.top5 is None
 

@@ -16,11 +16,13 @@ from engine.flags import parse_arguments
 from engine.published import Row, load_published
 from models import build_model, list_models
 from models.costs import costs
-
-from .report import write_csv
+from scripts.report import write_csv
 
 COSTS = Path(__file__).parents[1] / "engine" / "published_costs.csv"
 COSTS_HEADER = ("model", "num_classes", "num_segments", "size", "parameters", "multiply_adds")
+LEGEND = """\
+test: frames x crops x clips @ input px. A question mark is what the source does not tell.
+params: millions. G: multiply-adds of a view, in ours with the dataset's classes, and at 224 px if no input is told."""
 USUAL_INPUT = 224  # px, if the source does not tell it
 Network = tuple[str, int, int, int]  # model, num_classes, num_segments, size
 Costs = dict[Network, tuple[int, int]]  # -> parameters, multiply-adds of a view
@@ -128,7 +130,7 @@ def train_commands(row: Row) -> list[str]:
     ]
 
 
-def test_commands(row: Row) -> list[str]:
+def testing_commands(row: Row) -> list[str]:
     """The command that tests these networks. What the source does not tell of the test, the recipe does."""
     if row.model is None:
         return []
@@ -147,15 +149,11 @@ def run_name(row: Row, frames: int | None) -> str:
 
 def print_rows(rows: list[Row], known: Costs) -> None:
     """Print a table for each dataset, and under it the notes and the commands with the numbers of their rows."""
-    print(
-        "test: frames x crops x clips @ input px; ? is not told by the source. params: millions, printed and ours. G: "
-    )
-    print("multiply-adds of a view, printed and ours, with the dataset's classes", end="")
-    print(f", at {USUAL_INPUT} px if the source does not tell the input.")
+    print(LEGEND)
     for dataset in dict.fromkeys(row.dataset for row in rows):
         mine = [row for row in rows if row.dataset == dataset]
         print(f"\n{dataset}\n")
-        header = ["", "system", "our model", "test", "protocol", "params", "ours", "G", "ours"]
+        header = ["", "system", "our model", "test", "protocol", "params", "our params", "G", "our G"]
         header += ["Top-1", "Top-5", "class", "source"]
         table = [header, *(_cells(i, row, known) for i, row in enumerate(mine, start=1))]
         columns = [column for column in zip(*table, strict=True) if any(column[1:])]
@@ -165,7 +163,7 @@ def print_rows(rows: list[Row], known: Costs) -> None:
             print("  ".join(_aligned(text, width, column) for text, width, column in cells).rstrip())
         _print_lines("notes", [notes(row) for row in mine])
         _print_lines("train", [train_commands(row) for row in mine])
-        _print_lines("test", [test_commands(row) for row in mine])
+        _print_lines("test", [testing_commands(row) for row in mine])
 
 
 def notes(row: Row) -> list[str]:
