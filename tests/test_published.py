@@ -190,7 +190,9 @@ def test_the_same_test_gets_a_difference():
         # crops and clips
         ({"views": "5x2"}, "51.1", "8x5x2 @224 (resize 256, crop 256, spread)"),
         # frames; the nearest row has the nearest number
-        ({"frames": (12,)}, "48.6", "12x1x1 @224 (resize 256, crop 256, spread)"),
+        ({"frames": (11,)}, "48.6", "11x1x1 @224 (resize 256, crop 256, spread)"),
+        ({"frames": (15,)}, "51.3", "15x1x1 @224 (resize 256, crop 256, spread)"),
+        ({"frames": (15,), "views": "3x2"}, "52.8", "15x3x2 @224 (resize 256, crop 256, spread)"),
         # the frames' size, the crop and the rule for short videos
         ({"protocol": "rsa"}, "48.6", "8x1x1 @224 (resize 240x320, crop 224, first_frame)"),
         ({"crop": 240}, "48.6", "8x1x1 @224 (resize 256, crop 240, spread)"),
