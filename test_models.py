@@ -15,11 +15,12 @@ from engine.evaluate import check_finite, score
 from engine.flags import parse_arguments
 from engine.loading import check_list
 from engine.precision import Precision
+from engine.protocols import add_view_flags, describe_protocols
 from engine.published import FinishedTest, load_published, published_line
 from engine.testing import (
-    PROTOCOLS,
     Member,
-    average,
+    average_kind,
+    average_members,
     build_members,
     make_test_set,
     order_table,
@@ -32,7 +33,13 @@ from reports.scores import ScoresError, check_writable, write_scores
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="test_models.py", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="test_models.py",
+        description=__doc__,
+        epilog=describe_protocols(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("dataset", nargs="?", help="a name in data/ or a path to a dataset's .yaml")
     parser.add_argument(
         "--weights",
@@ -43,23 +50,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--model", metavar="M[,M2]", help=f"if a file does not say it: {', '.join(list_models())}")
     parser.add_argument("--num_segments", metavar="T[,T2]", help="number of frames, if a file does not say it")
-    views = parser.add_argument_group("views", "missing values come from the protocol, or else from the recipe")
-    views.add_argument("--protocol", metavar="P[,P2]", help=f"the views of a released test: {', '.join(PROTOCOLS)}")
-    views.add_argument("--views", metavar="CROPSxCLIPS", help="1, 3, 5 or 10 crops x 1, 2 or 10 clips")
-    views.add_argument("--resize", metavar="S|HxW", help="short side, or height x width, of the whole frame")
-    views.add_argument("--crop", type=int, metavar="C", help="side of the crop, which is cut from the resized frame")
-    views.add_argument("--input", type=int, metavar="I", help="side of the network's input")
-    views.add_argument("--short_videos", choices=config.CHOICES["test_short_videos"], help="rule for n <= T frames")
-    views.add_argument(
-        "--pixels", choices=config.CHOICES["pixels"], help="Pillow's, as published, or fast ones within 2 grey levels"
-    )
-    views.add_argument(
-        "--mirrored_scores",
-        choices=["swap", "keep"],
-        default="swap",
-        help="for 10 crops: left and right classes swap their scores in mirrored crops, or keep them as in the "
-        "released code (default: swap, if the class names tell the pairs)",
-    )
+    add_view_flags(parser)
     order = parser.add_argument_group("dependence on time")
     order.add_argument("--shuffle_frames", action="store_true", help="put the frames of each clip in a random order")
     order.add_argument("--reverse_frames", action="store_true", help="play each clip backwards")
@@ -203,8 +194,9 @@ def name_the_action(args: argparse.Namespace, members: list[Member], precision: 
         clips, model = item[0], member.model.to(precision.device)
         scores.append(score(model, clips[None].to(precision.device), dataset, args.batch_size, precision))
         check_finite(scores[-1], [args.video], member.file)
-    mean = torch.from_numpy(average(scores, [member.share for member in members], args.average))  # (1, K)
-    probabilities = (mean if args.average == "softmax" else mean.softmax(1))[0].tolist()
+    kind = average_kind(members, args.average)
+    mean = torch.from_numpy(average_members(members, scores, kind))  # (1, K)
+    probabilities = (mean if kind == "softmax" else mean.softmax(1))[0].tolist()
     names = members[0].categories or [f"class {k}" for k in range(len(probabilities))]
     seen = "; ".join(dict.fromkeys(f"{member.views}, input {member.views.input}" for member in members))
     size = f"{source.size[0]}x{source.size[1]}"

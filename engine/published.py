@@ -14,7 +14,8 @@ from data.sampling import AS_IT_IS, FrameOrder
 from data.yaml_file import read_mapping
 
 from .config import ConfigError, Size, check_key, load_recipe, parse_size
-from .testing import PROTOCOLS, Member, choose_views, protocol_line
+from .protocols import PROTOCOLS, choose_views
+from .testing import Member, protocol_line
 
 FILE = Path(__file__).with_name("published.yaml")
 PERCENTS = ("top1", "top5", "mean_class")

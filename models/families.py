@@ -4,10 +4,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from .c3d import C3D_LAYOUT, c3d
+from .gst import GST_LAYOUT, gst, gst_large
 from .layout import Layout
 from .rsanet import RSA_LAYOUT, rsanet
+from .rubiksnet import RUBIKS_LAYOUT, rubiksnet
 from .sda import SDA_LAYOUT, sda_tsm, sda_tsn
+from .smallbig import SMALLBIG_LAYOUT, smallbig
+from .stm import STM_LAYOUT, stm
+from .tanet import TAM_LAYOUT, tanet
+from .tea import TEA_LAYOUT, tea
+from .teinet import teinet
+from .tin import TIN_LAYOUT, tin
+from .tpn import TPN_LAYOUT, tsm_tpn
 from .tsn import TSM_LAYOUT, tsm, tsn
+from .v4d import V4D_LAYOUT, v4d
 from .video_network import VideoNetwork
 
 
@@ -38,6 +49,18 @@ FAMILIES = [
     Family("sda_tsn", sda_tsn, SDA_LAYOUT),
     Family("sda_tsm", sda_tsm, SDA_LAYOUT),
     Family("rsanet", rsanet, RSA_LAYOUT),
+    Family("tanet", tanet, TAM_LAYOUT),
+    Family("tea", tea, TEA_LAYOUT),
+    Family("stm", stm, STM_LAYOUT),
+    Family("teinet", teinet),
+    Family("gst", gst, GST_LAYOUT),
+    Family("gst_large", gst_large, GST_LAYOUT),
+    Family("tin", tin, TIN_LAYOUT),
+    Family("tsm_tpn", tsm_tpn, TPN_LAYOUT),
+    Family("smallbig", smallbig, SMALLBIG_LAYOUT),
+    Family("c3d", c3d, C3D_LAYOUT),
+    Family("rubiksnet", rubiksnet, RUBIKS_LAYOUT, sizes=("tiny", "small", "medium", "large"), toy=()),
+    Family("v4d", v4d, V4D_LAYOUT),
 ]
 
 

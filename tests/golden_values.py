@@ -116,4 +116,5 @@ def relative_error(actual, expected) -> float:
     actual = actual.detach().double().numpy() if isinstance(actual, torch.Tensor) else np.asarray(actual, np.float64)
     expected = np.asarray(expected, np.float64)
     assert actual.shape == expected.shape, f"{actual.shape} is not {expected.shape}"
-    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
+    difference = np.linalg.norm(actual - expected)
+    return float(difference / np.linalg.norm(expected)) if difference else 0.0  # both can be zeros

@@ -14,8 +14,9 @@ from data.sampling import AS_IT_IS, FrameOrder
 from engine import published
 from engine.config import ConfigError, load_recipe, parse_size
 from engine.log_lines import read_log
+from engine.protocols import PROTOCOLS, choose_views
 from engine.published import FinishedTest, Published, Row, load_published, published_line
-from engine.testing import PROTOCOLS, Member, choose_views
+from engine.testing import Member
 from models import build_model
 
 ROWS = load_published().rows

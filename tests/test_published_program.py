@@ -10,8 +10,8 @@ from toy_run import ROOT, run_inside
 
 from data import load_dataset_config
 from engine.config import ConfigError, load_recipe
+from engine.protocols import PROTOCOLS, choose_views
 from engine.published import Row, load_published
-from engine.testing import PROTOCOLS, choose_views
 from models import build_model, list_models
 from models.costs import costs
 from scripts import published as program
