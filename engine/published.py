@@ -12,6 +12,7 @@ from data.messages import one_line, shown
 from data.modality import RGB
 from data.sampling import AS_IT_IS, FrameOrder
 from data.yaml_file import read_mapping
+from models import list_models
 
 from .config import ConfigError, Size, check_key, load_recipe, parse_size
 from .protocols import PROTOCOLS, choose_views
@@ -120,6 +121,10 @@ def _split(values: dict) -> list[Row]:
     datasets = _tuple(values["dataset"])
     for dataset in datasets:
         check_key(str(dataset), list_datasets(), "dataset")
+    for model in _tuple(values.get("model")):
+        check_key(str(model), list_models(), "model")
+    for protocol in _tuple(values.get("protocol")):
+        check_key(str(protocol), PROTOCOLS, "protocol")
     figures = {key: _tuple(values.get(key)) or (None,) * len(datasets) for key in PERCENTS}
     for key, given in figures.items():
         if len(given) != len(datasets):
@@ -216,7 +221,6 @@ def is_same_test(row: Row, finished: FinishedTest) -> bool:
     return any(
         all(_has_views(member, name, f"{row.crops}x{row.clips}") for member in finished.members)
         for name in row.protocol
-        if name in PROTOCOLS
     )
 
 

@@ -64,7 +64,7 @@ def chosen(rows: list[Row], model: str | None, dataset: str | None) -> list[Row]
     Errors: ``ConfigError`` for an unknown name, and if there are none.
     """
     if model is not None:
-        check_key(model, dict.fromkeys([*list_models(), *(row.model for row in rows if row.model)]), "model")
+        check_key(model, list_models(), "model")
     if dataset is not None:
         check_key(dataset, list_datasets(), "dataset")
     found = [row for row in rows if model in (None, row.model) and dataset in (None, row.dataset)]
@@ -100,7 +100,7 @@ def read_costs() -> Costs:
 
 def measure(rows: list[Row]) -> None:
     """Measure the networks of the rows with ``models.costs``, and store the costs. Other stored costs stay."""
-    wanted = sorted({network for row in rows for network in networks(row) if row.model in list_models()})
+    wanted = sorted({network for row in rows for network in networks(row)})
     found = read_costs() if COSTS.is_file() else {}
     for i, network in enumerate(wanted, start=1):
         model, classes, frames, size = network
