@@ -106,8 +106,8 @@ def measure(rows: list[Row]) -> None:
         model, classes, frames, size = network
         parameters, multiply_adds = costs(build_model(model, classes, frames), frames, size)
         found[network] = parameters, round(multiply_adds)
+        write_csv(COSTS, COSTS_HEADER, ([*network, *found[network]] for network in sorted(found)))
         print(f"{i} of {len(wanted)}: {model}, {classes} classes, {frames} frames of {size} px", file=sys.stderr)
-    write_csv(COSTS, COSTS_HEADER, ([*network, *found[network]] for network in sorted(found)))
 
 
 def our_costs(row: Row, known: Costs) -> tuple[int, int] | None:

@@ -14,7 +14,7 @@ from data.sampling import AS_IT_IS, FrameOrder
 from engine import published
 from engine.config import ConfigError, load_recipe, parse_size
 from engine.log_lines import read_log
-from engine.protocols import PROTOCOLS, choose_views
+from engine.protocols import GEOMETRY, PROTOCOLS, choose_views
 from engine.published import FinishedTest, Published, Row, load_published, published_line
 from engine.testing import Member
 from models import build_model
@@ -150,7 +150,7 @@ def finished(
     dataset: str = "something_v1",
     frames: tuple[int, ...] = (8,),
     protocol: str | None = None,
-    views: str = "1x1",
+    views: str | None = None,
     shares: tuple[float, ...] = (1.0, 1.0),
     options: dict | None = None,
     modality: str = "RGB",
@@ -159,8 +159,9 @@ def finished(
     """A test of 11,522 videos with Top-1 50, Top-5 80 and mean class accuracy 45."""
     members = []
     for t, share in zip(frames, shares, strict=False):
-        recipe = load_recipe(model, dataset, num_segments=t, model_options=options or {}, modality=modality)
-        geometry = {"views": views} | {key: changes.pop(key) for key in ("crop", "pixels") if key in changes}
+        recipe = load_recipe(model, dataset, num_segments=t, modality=modality)
+        recipe = replace(recipe, model_options=recipe.model_options | (options or {}))
+        geometry = {"views": views} | {key: changes.pop(key) for key in GEOMETRY if key in changes}
         chosen = choose_views(recipe, protocol, **geometry)
         members.append(Member("w.pth", SimpleNamespace(arch=model), recipe, None, chosen, share))
     usual = FinishedTest(
@@ -185,6 +186,30 @@ def test_the_same_test_gets_a_difference():
     for settings in ({"views": "3x2", "pixels": "fast"}, {"views": "1x2"}, {"frames": (16,), "views": "3x2"}):
         assert "the difference is " in line(**settings), settings
     assert "47.5 (" in line(model="sda_tsn_r50", protocol="sda_full")
+
+
+V2 = {"dataset": "something_v2", "listed": 24777, "scored": 24777}
+
+
+@pytest.mark.parametrize(
+    ("settings", "same", "other"),
+    [
+        # the size of the crops and the rule of the clips
+        ({"model": "tanet_r50", **V2}, "tam_full", {"protocol": "sda_full", "views": "3x2"}),
+        # the rule of the clips, and the average over views
+        ({"model": "tea_r50"}, "tea_full", {"protocol": "stm"}),
+        ({"model": "stm_r50", "frames": (16,), **V2}, "stm", {"protocol": "tea_full"}),
+        # the places of the crops
+        ({"model": "smallbig_r50"}, "smallbig", {"protocol": "smallbig", "crop_rule": "grid"}),
+        ({"model": "tsm_tpn_r50", **V2}, "tpn", {"protocol": "tpn", "clip_rule": "usual"}),
+        # the number of views; the rule for short videos
+        ({"model": "rubiksnet_large", **V2}, "rubiksnet_full", {"protocol": "rubiksnet_full", "views": "3x1"}),
+        ({"model": "gst_large_r50"}, "gst", {"protocol": "sda"}),
+    ],
+)
+def test_each_protocol_is_told_from_its_neighbours(settings, same, other):
+    assert line(protocol=same, **settings).endswith(" percentage points")
+    assert line(**settings | other).endswith("so they do not compare")
 
 
 @pytest.mark.parametrize(
