@@ -15,10 +15,12 @@ from engine.evaluate import check_finite, score
 from engine.flags import parse_arguments
 from engine.loading import check_list
 from engine.precision import Precision
+from engine.protocols import add_view_flags, describe_protocols
+from engine.published import FinishedTest, load_published, published_line
 from engine.testing import (
-    PROTOCOLS,
     Member,
-    average,
+    average_kind,
+    average_members,
     build_members,
     make_test_set,
     order_table,
@@ -31,7 +33,13 @@ from reports.scores import ScoresError, check_writable, write_scores
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="test_models.py", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="test_models.py",
+        description=__doc__,
+        epilog=describe_protocols(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("dataset", nargs="?", help="a name in data/ or a path to a dataset's .yaml")
     parser.add_argument(
         "--weights",
@@ -42,23 +50,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--model", metavar="M[,M2]", help=f"if a file does not say it: {', '.join(list_models())}")
     parser.add_argument("--num_segments", metavar="T[,T2]", help="number of frames, if a file does not say it")
-    views = parser.add_argument_group("views", "missing values come from the protocol, or else from the recipe")
-    views.add_argument("--protocol", metavar="P[,P2]", help=f"the views of a released test: {', '.join(PROTOCOLS)}")
-    views.add_argument("--views", metavar="CROPSxCLIPS", help="1, 3, 5 or 10 crops x 1, 2 or 10 clips")
-    views.add_argument("--resize", metavar="S|HxW", help="short side, or height x width, of the whole frame")
-    views.add_argument("--crop", type=int, metavar="C", help="side of the crop, which is cut from the resized frame")
-    views.add_argument("--input", type=int, metavar="I", help="side of the network's input")
-    views.add_argument("--short_videos", choices=config.CHOICES["test_short_videos"], help="rule for n <= T frames")
-    views.add_argument(
-        "--pixels", choices=config.CHOICES["pixels"], help="Pillow's, as published, or fast ones within 2 grey levels"
-    )
-    views.add_argument(
-        "--mirrored_scores",
-        choices=["swap", "keep"],
-        default="swap",
-        help="for 10 crops: left and right classes swap their scores in mirrored crops, or keep them as in the "
-        "released code (default: swap, if the class names tell the pairs)",
-    )
+    add_view_flags(parser)
     order = parser.add_argument_group("dependence on time")
     order.add_argument("--shuffle_frames", action="store_true", help="put the frames of each clip in a random order")
     order.add_argument("--reverse_frames", action="store_true", help="play each clip backwards")
@@ -121,9 +113,23 @@ def main(args: argparse.Namespace) -> None:
     if args.order_table:
         middle = FrameOrder("repeat", (members[0].recipe.num_segments + 1) // 2)
         orders = [AS_IT_IS, FrameOrder("reverse"), FrameOrder("shuffle"), middle]
-    rows = [(order, test(args, dataset, videos, members, precision, order)) for order in orders]
+    rows = [(order, *test(args, dataset, videos, members, precision, order)) for order in orders]
     if args.order_table:
-        log.info(order_table(rows))
+        log.info(order_table([(order, result) for order, result, _ in rows]))
+    if distributed.is_main():
+        order, result, scored = rows[0]
+        counts = {"listed": len(videos), "scored": scored}
+        finished = FinishedTest(dataset.name, members, args.average, order, other_list(args), result=result, **counts)
+        if line := published_line(load_published(), finished):
+            log.info(line)
+
+
+def other_list(args: argparse.Namespace) -> str | None:
+    """``--list``, if it is another file than the dataset's own list."""
+    if args.list is None:
+        return None
+    own = load_dataset_config(args.dataset, with_names=False, root=args.root, image_tmpl=args.image_tmpl).val_list
+    return None if Path(own).resolve() == Path(args.list).resolve() else args.list
 
 
 def frame_order(args: argparse.Namespace) -> FrameOrder:
@@ -142,8 +148,11 @@ def test(
     members: list[Member],
     precision: Precision,
     order: FrameOrder,
-) -> dict[str, float]:
-    """Score every video, log the accuracy and the protocol, and write the file of ``--scores``."""
+) -> tuple[dict[str, float], int]:
+    """Score every video, log the accuracy and the protocol, and write the file of ``--scores``.
+
+    Returns: the accuracy, and the number of videos that were scored.
+    """
     scores, left_out = score_list(args, dataset, videos, members, precision, order)
     result = accuracy(scores.scores, scores.labels)
     for i, reason in sorted(left_out.items()):
@@ -157,7 +166,7 @@ def test(
         path = order.file_name(args.scores) if args.order_table else Path(args.scores)
         write_scores(path, scores)
         log.info(f"scores in {path}")
-    return result
+    return result, len(scores.paths)
 
 
 def name_the_action(args: argparse.Namespace, members: list[Member], precision: Precision) -> None:
@@ -185,8 +194,9 @@ def name_the_action(args: argparse.Namespace, members: list[Member], precision: 
         clips, model = item[0], member.model.to(precision.device)
         scores.append(score(model, clips[None].to(precision.device), dataset, args.batch_size, precision))
         check_finite(scores[-1], [args.video], member.file)
-    mean = torch.from_numpy(average(scores, [member.share for member in members], args.average))  # (1, K)
-    probabilities = (mean if args.average == "softmax" else mean.softmax(1))[0].tolist()
+    kind = average_kind(members, args.average)
+    mean = torch.from_numpy(average_members(members, scores, kind))  # (1, K)
+    probabilities = (mean if kind == "softmax" else mean.softmax(1))[0].tolist()
     names = members[0].categories or [f"class {k}" for k in range(len(probabilities))]
     seen = "; ".join(dict.fromkeys(f"{member.views}, input {member.views.input}" for member in members))
     size = f"{source.size[0]}x{source.size[1]}"

@@ -81,5 +81,6 @@ def describe_flip(policy: str, names: list[str] | None, pairs: dict[int, int]) -
     if names is None:
         return f"flip: {policy}, but the dataset names no categories, so every class is flipped and keeps its label"
     shown = ", ".join(f"{i} <-> {j} ({names[i]} <-> {names[j]})" for i, j in pairs.items() if i < j)
-    verb = {"skip": "not flipped", "swap": "flipped with the label exchanged"}[policy]
+    verbs = {"skip": "not flipped", "swap": "flipped with the label exchanged", "keep": "flipped, label kept"}
+    verb = verbs[policy]
     return f"flip: {policy}; {verb}: {shown or 'none, no class name says left or right'}"

@@ -90,10 +90,16 @@ def segment_starts(n: int, num_segments: int, short_videos: str, length: int = 1
     return _spread(n, num_segments, short_videos, length, 0.0)
 
 
-def dense_clips(n: int, num_segments: int) -> list[list[int]]:
-    """Ten clips of T frames, each spread over a window of 64 frames. A shorter video starts again from frame 1."""
+def dense_clips(n: int, num_segments: int, num_clips: int = DENSE_CLIPS) -> list[list[int]]:
+    """Clips of T frames, each spread over a window of 64 frames. A shorter video starts again from frame 1.
+
+    The first window begins at the first frame and the last one ends at the last frame. A single window is in the middle
+    (TAM).
+    """
     last_start = max(1, 1 + n - DENSE_WINDOW) - 1
-    starts = np.linspace(0, last_start, num=DENSE_CLIPS, dtype=int).tolist()
+    starts = np.linspace(0, last_start, num=num_clips, dtype=int).tolist()
+    if num_clips == 1:
+        starts = [(last_start + 1) // 2]
     stride = DENSE_WINDOW // num_segments
     return [[(start + x * stride) % n + 1 for x in range(num_segments)] for start in starts]
 

@@ -2,29 +2,35 @@
 
 import dataclasses
 import difflib
-import math
 import types
 import typing
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-from data.image_file import MIN_SIDE
+from data.clip_rules import CLIP_RULES, TRAIN_RULES, VAL_RULES
+from data.colour import COLOR_JITTER
 from data.messages import one_line, shown
 from data.modality import MODALITIES
 from data.pixels import FAITHFUL, PIXELS
-from data.sampling import CLIPS, SHORT_VIDEOS
-from data.transforms import CROPS
+from data.sampling import SHORT_VIDEOS
+from data.transforms import CROP_RULES, TRAIN_CROPS
 from data.yaml_file import read_mapping
 from models.families import models
 
+from .clip_checks import check_clips
+from .values import (
+    NOT_NEGATIVE,
+    ConfigError,
+    Range,
+    parse_factors,
+    parse_interval,
+    parse_size,
+    parse_views,
+)
+
 RECIPES = Path(__file__).parents[1] / "models" / "recipes"
-
-
-class ConfigError(ValueError):
-    """A setting that cannot be used. The message is one line with the value and the remedy."""
 
 
 def first_few(names: list[str], count: int = 8) -> str:
@@ -48,6 +54,7 @@ class Recipe:
     modality: str
     data_length: int
     num_segments: int
+    units: int | None
     dropout: float
     stochastic_depth: float
     partial_bn: bool
@@ -86,19 +93,28 @@ class Recipe:
     activation_checkpointing: bool
     pixels: str
     # training clips
+    train_frames: str
     train_resize: Size
+    train_crop: str
+    train_crop_size: int | None
     input_size: int
+    color_jitter: str
     flip: str
     # validation and test clips
     val_resize: Size
     val_crop: int
+    val_clip_rule: str
     val_short_videos: str
     eval_every: int
     eval_last: int
     test_views: str
     test_resize: Size
     test_crop: int
+    test_crop_rule: str
+    test_input: int | None
+    test_clip_rule: str
     test_short_videos: str
+    test_view_average: str
     # the run
     seed: int
     workers: int
@@ -113,42 +129,28 @@ CHOICES = {
     "precision": ("auto", "fp32", "tf32", "bf16", "fp16"),
     "schedule": ("cosine", "step"),
     "pixels": PIXELS,
-    "flip": ("none", "skip", "swap"),
+    "train_frames": TRAIN_RULES,
+    "train_crop": TRAIN_CROPS,
+    "color_jitter": COLOR_JITTER,
+    "flip": ("none", "skip", "swap", "keep"),
+    "val_clip_rule": VAL_RULES,
     "val_short_videos": SHORT_VIDEOS,
+    "test_crop_rule": CROP_RULES,
+    "test_clip_rule": tuple(CLIP_RULES),
     "test_short_videos": SHORT_VIDEOS,
+    "test_view_average": ("logits", "softmax"),
     "on_bad_video": ("stop", "skip"),
 }
 
 
-@dataclass(frozen=True)
-class Range:
-    """The numbers that a key may have, from ``low`` to ``high``. ``open_low`` and ``open_high`` exclude the bounds."""
-
-    low: float
-    high: float = math.inf
-    open_low: bool = False
-    open_high: bool = False
-
-    def __contains__(self, value: float) -> bool:
-        above = self.low < value if self.open_low else self.low <= value
-        below = value < self.high if self.open_high else value <= self.high
-        return above and below and value != math.inf
-
-    def __str__(self) -> str:
-        text = f"{'above' if self.open_low else 'at least'} {self.low:g}"
-        if self.high == math.inf:
-            return text
-        # Print 1000000 instead of 1e+06, because a user will type the number.
-        return f"{text} and {'below' if self.open_high else 'at most'} {self.high:{'g' if self.high < 1e6 else '.0f'}}"
-
-
-POSITIVE, NOT_NEGATIVE = Range(0, open_low=True), Range(0)
+POSITIVE = Range(0, open_low=True)
 SHARE, BELOW_ONE = Range(0, 1), Range(0, 1, open_high=True)
-SIDE, FRAME_SIDE = Range(1, 4096), Range(MIN_SIDE, 4096)  # px
+SIDE = Range(1, 4096)  # px
 # No useful count is near its upper bound. A larger number is a typing error that would fill the memory or run for ever.
 RANGES = {
     "data_length": Range(1, 64),
     "num_segments": Range(1, 1024),
+    "units": Range(1, 64),
     **dict.fromkeys(("dropout", "stochastic_depth", "label_smoothing", "momentum", "ema_decay"), BELOW_ONE),
     "frozen_stages": Range(-1, 4),
     "epochs": Range(1, 100_000),
@@ -160,13 +162,27 @@ RANGES = {
     "weight_decay": NOT_NEGATIVE,
     "clip_gradient": POSITIVE,
     "skip_nonfinite": NOT_NEGATIVE,
-    **dict.fromkeys(("input_size", "val_crop", "test_crop"), SIDE),
+    **dict.fromkeys(("train_crop_size", "input_size", "val_crop", "test_crop", "test_input"), SIDE),
     **dict.fromkeys(("eval_every", "print_every", "keep"), Range(1)),
     "eval_last": NOT_NEGATIVE,
     "seed": Range(0, 2**32 - 1),  # numpy's
     "workers": Range(0, 256),
 }
 FACTOR = "_lr_mult"  # the ending of flags: --sda_lr_mult 5 means lr_mults: {sda: 5}
+# What runs did that were started before these keys existed.
+BEFORE_KEYS = {
+    "pixels": FAITHFUL,
+    "units": None,
+    "train_frames": "segments",
+    "train_crop": "multi_scale",
+    "train_crop_size": None,
+    "color_jitter": "none",
+    "val_clip_rule": "usual",
+    "test_crop_rule": "grid",
+    "test_input": None,
+    "test_clip_rule": "usual",
+    "test_view_average": "logits",
+}
 KEYS = {field.name: field.type for field in dataclasses.fields(Recipe)}
 
 
@@ -184,8 +200,8 @@ def load_recipe(
     """
     path = recipe_file(model)
     values, variants = _read(path, dataset)
-    if kept:  # a run without this key was started by a version that used only Pillow's pixels
-        values["pixels"] = FAITHFUL
+    if kept:
+        values |= BEFORE_KEYS
         values = _merged(values, {key: value for key, value in present_names(kept).items() if key in KEYS})
     if variant is not None:
         if variant not in variants:
@@ -198,6 +214,7 @@ def load_recipe(
     recipe = Recipe(**{key: coerce(key, value) for key, value in values.items()})
     if recipe.nesterov and not recipe.momentum:
         raise ConfigError("nesterov is true and momentum 0; give a momentum above 0, such as 0.9, or --nesterov false")
+    check_clips(recipe)
     return recipe
 
 
@@ -256,11 +273,13 @@ def coerce(key: str, value: object) -> object:
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
         raise ConfigError(f"{key} is {shown(value)}, not a {kind.__name__}")
     if key in CHOICES and value not in CHOICES[key]:
-        raise ConfigError(f"{key} is {shown(value)}; choose from {', '.join(CHOICES[key])}")
+        near = difflib.get_close_matches(value, CHOICES[key], n=1) if len(CHOICES[key]) > 5 else []
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"{key} is {shown(value)}; {hint}choose from {', '.join(CHOICES[key])}")
     if key in RANGES and value not in RANGES[key]:
         raise ConfigError(f"{key} is {shown(value)}; it must be {RANGES[key]}")
     if key == "test_views":
-        parse_views(value)
+        parse_views(value, clip_rule=None)
     return value
 
 
@@ -273,78 +292,6 @@ def check_key(key: str, known: typing.Iterable[str], what: str) -> None:
     if key not in known:
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         raise ConfigError(f"unknown {what} {key!r}; " + (f"did you mean {near[0]}?" if near else f"known: {known}"))
-
-
-def parse_size(value: object) -> int | tuple[int, int] | None:
-    """Read a size: ``256`` is the short side, ``"240x320"`` is height x width, ``"none"`` or ``None`` keeps the size.
-
-    Errors: ``ConfigError`` for any other value.
-    """
-    if value in (None, "none"):
-        return None
-    try:
-        if isinstance(value, (list, tuple)):
-            height, width = value
-        elif isinstance(value, str) and "x" in value:
-            height, width = value.split("x")
-        else:
-            height = width = value
-        size = int(str(height)), int(str(width))
-    except (TypeError, ValueError):
-        raise ConfigError(f"size {shown(value)} is neither a short side such as 256 nor HxW such as 240x320") from None
-    if not all(side in FRAME_SIDE for side in size):
-        raise ConfigError(f"size {shown(value)} must be {FRAME_SIDE} px")
-    return size if isinstance(value, (list, tuple)) or "x" in str(value) else size[0]
-
-
-def parse_interval(value: object) -> int | str | None:
-    """Read an interval: ``500`` means steps, ``"20m"`` means minutes, ``"none"`` or ``None`` means never.
-
-    Errors: ``ConfigError`` for any other value.
-    """
-    if value in (None, "none"):
-        return None
-    text = str(value)
-    number = text.removesuffix("m")
-    try:
-        if isinstance(value, bool) or not 0 < float(number) < math.inf:
-            raise ValueError
-        return f"{float(number):g}m" if text.endswith("m") else int(number)
-    except ValueError:
-        raise ConfigError(f"interval {shown(value)} is neither steps such as 500 nor minutes such as 20m") from None
-
-
-def parse_factors(value: object) -> dict[str, float]:
-    """Read a mapping such as ``{"fc": 5}`` to numbers that are at least 0.
-
-    Errors: ``ConfigError`` for any other value.
-    """
-    form = "write factors of groups as {fc: 5, fc_bias: 10}"
-    if isinstance(value, str):
-        with suppress(yaml.YAMLError, ValueError, RecursionError):
-            value = yaml.safe_load(value)
-    if not isinstance(value, dict):
-        raise ConfigError(f"lr_mults is {shown(value)}; {form}")
-    factors = {}
-    for group, factor in value.items():
-        try:
-            factors[str(group)] = float(str(factor))
-        except ValueError:
-            raise ConfigError(f"lr_mults: {shown(group)} is {shown(factor)}, not a number; {form}") from None
-        if factors[str(group)] not in NOT_NEGATIVE:
-            raise ConfigError(f"lr_mults: {shown(group)} is {shown(factor)}; it must be {NOT_NEGATIVE}")
-    return factors
-
-
-def parse_views(value: str) -> tuple[int, int]:
-    """``"3x2"`` -> (3 crops, 2 clips).
-
-    Errors: ``ConfigError`` for any other value.
-    """
-    crops, _, clips = str(value).partition("x")
-    if crops not in map(str, CROPS) or clips not in map(str, CLIPS):
-        raise ConfigError(f"views {value!r} must be CROPSxCLIPS with 1, 3, 5 or 10 crops and 1, 2 or 10 clips, as 3x2")
-    return int(crops), int(clips)
 
 
 def to_plain(recipe: Recipe) -> dict:

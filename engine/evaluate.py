@@ -35,8 +35,9 @@ def evaluate(
 ) -> tuple[np.ndarray, dict[str, float], dict[int, str]]:
     """Score every video of a list.
 
-    Returns scores, figures and left-out videos. The scores (N, K) float32 are mean logits over views, in list order.
-    The figures are ``loss top1 top5 class_accuracy``. The left-out videos are place in the list -> reason.
+    Returns scores, figures and left-out videos. The scores (N, K) float32 are mean logits over views, in list order, or
+    mean probabilities if the dataset's ``view_average`` is "softmax". The loss is always that of these means. The
+    figures are ``loss top1 top5 class_accuracy``. The left-out videos are place in the list -> reason.
 
     With P processes, each process scores every P-th video, and all processes get the whole result. No video is repeated
     or dropped.
@@ -62,7 +63,7 @@ def evaluate(
             continue
         loaded = time.perf_counter()
         scores = score(model, clips, dataset, batch_size, precision)
-        sums = _sums(scores, labels.numpy(), label_smoothing)
+        sums = _sums(scores, labels.numpy(), label_smoothing, dataset.view_average)
         share.add(places.tolist(), scores, sums)
         share.times.update(time.perf_counter() - start)
         share.speed.update(len(labels) / (time.perf_counter() - loaded))
@@ -76,7 +77,9 @@ def evaluate(
     videos = [dataset.videos[place] for place in kept]
     check_finite(scores[kept], [video.path for video in videos], name)
     labels = np.array([video.label for video in videos])
-    result = accuracy(scores[kept], labels) | {"loss": _mean_loss(scores[kept], labels, label_smoothing)}
+    result = accuracy(scores[kept], labels) | {
+        "loss": _mean_loss(scores[kept], labels, label_smoothing, dataset.view_average)
+    }
     info(result_lines(result, share.times.average, share.speed.average * distributed.world_size()))
     return scores, result, left_out
 
@@ -140,7 +143,10 @@ def _gather(share: _Share, dataset: EvalDataset, stop: StopRequest | None) -> tu
 def score(
     model: nn.Module, clips: torch.Tensor, dataset: EvalDataset, batch_size: int, precision: Precision
 ) -> np.ndarray:
-    """uint8 (N,V,T,C,H,W) -> mean logits over views (N,K), with at most ``batch_size`` clips in a forward pass."""
+    """uint8 (N,V,T,C,H,W) -> mean logits or probabilities over views (N,K).
+
+    At most ``batch_size`` clips are in a forward pass.
+    """
     n, views = clips.shape[:2]
     logits = []
     for part in clips.flatten(0, 1).split(batch_size):
@@ -152,7 +158,8 @@ def score(
     for label, partner in dataset.mirror_pairs.items():
         if label < partner:
             mirrored[..., [label, partner]] = mirrored[..., [partner, label]]
-    return logits.mean(1).cpu().numpy()
+    scores = logits.softmax(-1) if dataset.view_average == "softmax" else logits
+    return scores.mean(1).cpu().numpy()
 
 
 def check_finite(scores: np.ndarray, paths: list[str], name: str) -> None:
@@ -171,14 +178,16 @@ def check_finite(scores: np.ndarray, paths: list[str], name: str) -> None:
         )
 
 
-def _mean_loss(scores: np.ndarray, labels: np.ndarray, label_smoothing: float) -> float:
-    """The mean cross-entropy of scores (N, K) and labels (N)."""
+def _mean_loss(scores: np.ndarray, labels: np.ndarray, label_smoothing: float, kind: str) -> float:
+    """The mean cross-entropy of scores (N, K), which are logits or probabilities (``"softmax"``), and labels (N)."""
     scores, labels = torch.from_numpy(scores), torch.from_numpy(labels)
+    if kind == "softmax":
+        scores = scores.clamp_min(torch.finfo(scores.dtype).tiny).log()
     return float(nn.functional.cross_entropy(scores, labels, label_smoothing=label_smoothing))
 
 
-def _sums(scores: np.ndarray, labels: np.ndarray, label_smoothing: float) -> np.ndarray:
+def _sums(scores: np.ndarray, labels: np.ndarray, label_smoothing: float, kind: str) -> np.ndarray:
     """The sums of loss, top-1 and top-5 over N videos, and N: (4,)."""
     n = len(labels)
     hits = count_correct(torch.from_numpy(scores), torch.from_numpy(labels))
-    return np.array([n * _mean_loss(scores, labels, label_smoothing), *hits.tolist(), n])
+    return np.array([n * _mean_loss(scores, labels, label_smoothing, kind), *hits.tolist(), n])

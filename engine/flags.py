@@ -20,6 +20,7 @@ from .config import CHOICES, FACTOR, KEYS, ConfigError, Factors, Interval, Recip
 
 BASE = "tsn_r50"  # the recipe that all others start from; its file has a heading and a text for each key
 METAVARS = {bool: "true|false", int: "INT", float: "FLOAT", str: "TEXT", list[int]: "[INT, ...]", dict: "{KEY: VALUE}"}
+LONGEST = 60  # characters of a list of choices
 METAVARS |= {Size: "SIZE|none", Interval: "INTERVAL|none", Factors: "{GROUP: FACTOR}"}
 
 
@@ -167,7 +168,8 @@ def _chosen_recipe(args: argparse.Namespace) -> tuple[Recipe, str]:
 def _metavar(key: str) -> str:
     """The form of a key's values on the command line."""
     if key in CHOICES:
-        return "{" + ",".join(CHOICES[key]) + "}"
+        names = ",".join(CHOICES[key])
+        return f"{{{names}}}" if len(names) <= LONGEST else "NAME"  # argparse cannot break a line within a list
     declared = KEYS[key]
     if isinstance(declared, types.UnionType):
         return METAVARS[typing.get_args(declared)[0]] + "|none"

@@ -103,6 +103,11 @@ def training_data(
         seed=recipe.seed,
         modality=modality,
         pixels=recipe.pixels,
+        frames=recipe.train_frames,
+        units=recipe.units,
+        crop=recipe.train_crop,
+        crop_size=recipe.train_crop_size,
+        color_jitter=recipe.color_jitter,
     )
     val_set = EvalDataset(
         read_list(dataset.val_list, dataset.num_classes),
@@ -114,6 +119,8 @@ def training_data(
         short_videos=recipe.val_short_videos,
         modality=modality,
         pixels=recipe.pixels,
+        clip_rule=recipe.val_clip_rule,
+        units=recipe.units,
     )
     if len(train_set) < plan.global_batch:
         fitting = 2 ** max(0, len(train_set).bit_length() - 2)  # at least two steps per epoch
@@ -173,8 +180,8 @@ def check_clips(dataset: EvalDataset, on_bad_video: str, workers: int, count: in
 
 
 def clip_bytes(dataset: TrainDataset | EvalDataset) -> int:
-    """The number of bytes of one uint8 clip (one view) of a dataset."""
-    return dataset.num_segments * dataset.modality.stored_channels * dataset.input_size**2
+    """The number of bytes of one clip (one view) of a dataset."""
+    return dataset.num_segments * dataset.modality.stored_channels * dataset.input_size**2 * dataset.bytes_per_value
 
 
 def check_shared_memory(workers: int, batch_bytes: int, folder: str = SHARED_MEMORY) -> None:

@@ -28,6 +28,7 @@ def build_from_recipe(name: str, num_classes: int, recipe: Recipe) -> VideoNetwo
         "partial_bn": recipe.partial_bn,
         "frozen_stages": recipe.frozen_stages,
         "norm_eval": recipe.norm_eval,
+        **({"units": recipe.units} if recipe.units else {}),
         **recipe.model_options,
     }
     try:
@@ -39,7 +40,12 @@ def build_from_recipe(name: str, num_classes: int, recipe: Recipe) -> VideoNetwo
 
 
 def build_from_checkpoint(
-    checkpoint: dict, source: str, name: str | None, frames: int | None, dataset: DatasetConfig | None
+    checkpoint: dict,
+    source: str,
+    name: str | None,
+    frames: int | None,
+    dataset: DatasetConfig | None,
+    units: int | None = None,
 ) -> tuple[VideoNetwork, Recipe]:
     """The network of a checkpoint, without its weights, and the recipe that trained it.
 
@@ -48,6 +54,7 @@ def build_from_checkpoint(
         source: the name of the file in messages.
         name, frames: the model and its number of frames, if the user gives them. Otherwise the checkpoint gives them.
         dataset: the dataset of the test, if there is one.
+        units: the number of units of a clip, if it is another than in training. Each unit keeps its number of frames.
 
     If the checkpoint does not hold its recipe, the recipe of its model is used.
 
@@ -81,6 +88,11 @@ def build_from_checkpoint(
     where = dataset.name if dataset else trained["dataset"].get("name", "")
     try:
         recipe = load_recipe(name, where, kept=kept, num_segments=frames)
+        if units is not None and units != recipe.units:
+            if not recipe.units:
+                raise ConfigError(f"{name} has no units, and the test asks for {units}; choose another protocol")
+            frames = units * (recipe.num_segments // recipe.units)
+            recipe = load_recipe(name, where, kept=kept, num_segments=frames, units=units)
         with torch.device("meta"):  # without memory, because a file may describe a network of any size
             check_weights(build_from_recipe(name, classes, recipe), checkpoint, source)
     except WeightsError:

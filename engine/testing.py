@@ -10,10 +10,8 @@ import torch
 from data import DatasetConfig, EvalDataset, FrameSource, Video
 from data.labels import mirror_pairs
 from data.modality import Modality
-from data.pixels import FAITHFUL
 from data.pixels import describe as describe_pixels
 from data.sampling import FrameOrder
-from data.transforms import MIRRORED
 from models import load_weights
 from models.video_network import VideoNetwork
 from models.weights import read_checkpoint
@@ -26,35 +24,7 @@ from .evaluate import evaluate
 from .log import info
 from .network import build_from_checkpoint, run_settings
 from .precision import Precision
-
-GEOMETRY = ("views", "resize", "crop", "input", "short_videos", "mirrored_scores", "pixels")
-_SDA = {"views": "1x1", "resize": "256", "crop": 224, "input": 224, "short_videos": "spread", "pixels": FAITHFUL}
-# The settings of the released tests, by name. Flags override them.
-PROTOCOLS = {
-    "rsa": _SDA | {"resize": "240x320", "short_videos": "first_frame"},
-    "sda": _SDA,
-    "sda_full": _SDA | {"crop": 256},
-}
-
-
-@dataclass
-class Views:
-    """The complete geometry of a test. ``choose_views`` fills in the values that were not given."""
-
-    crops: int
-    clips: int
-    resize: config.Size
-    crop: int
-    input: int
-    short_videos: str
-    mirrored_scores: str  # "swap" or "keep"
-    pixels: str  # "faithful" or "fast"
-
-    def __str__(self) -> str:
-        size = self.resize
-        shown = "as stored" if size is None else "x".join(map(str, size)) if isinstance(size, tuple) else size
-        pixels = "" if self.pixels == FAITHFUL else f", {self.pixels} pixels"
-        return f"resize {shown}, crop {self.crop}, {self.short_videos}{pixels}"
+from .protocols import GEOMETRY, Views, choose_views, find_protocol
 
 
 @dataclass
@@ -79,14 +49,13 @@ class Member:
 
     @property
     def protocol(self) -> str:
-        """The text "crops x clips @ input".
+        """The text "x crops x clips @ input", and in brackets what is unusual."""
+        return self.views.protocol("swapped" if self.mirror_pairs else "kept")
 
-        If some crops are mirrored, it also says whether their scores are swapped.
-        """
-        text = f"x{self.views.crops}x{self.views.clips} @{self.views.input}"
-        if self.views.crops in MIRRORED:
-            text += f" (mirrored scores {'swapped' if self.mirror_pairs else 'kept'})"
-        return text
+    @property
+    def gives_probabilities(self) -> bool:
+        """Whether its scores are probabilities and not logits."""
+        return self.views.view_average == "softmax"
 
 
 def build_members(args: argparse.Namespace, dataset: DatasetConfig | None) -> list[Member]:
@@ -105,8 +74,15 @@ def build_members(args: argparse.Namespace, dataset: DatasetConfig | None) -> li
     geometry = {key: getattr(args, key) for key in GEOMETRY}
     members = []
     for file, name, frames, protocol, share in zip(files, *columns, shares, strict=True):
-        model, recipe, categories = load_network(file, name, frames, dataset)
+        found = find_protocol(protocol)
+        units = args.units if args.units is not None or found is None else found.units
+        model, recipe, categories = load_network(file, name, frames, dataset, units)
         members.append(Member(file, model, recipe, categories, choose_views(recipe, protocol, **geometry), share))
+    if args.average == "logits" and len({member.gives_probabilities for member in members}) > 1:
+        raise ConfigError(
+            "the scores of some members are logits and those of others are probabilities, because they average their "
+            "views differently; give --average softmax, or one --view_average for all"
+        )
     return members
 
 
@@ -127,15 +103,17 @@ def parse_shares(text: str | None, count: int) -> list[float]:
 
 
 def load_network(
-    file: str, name: str | None, frames: str | None, dataset: DatasetConfig | None
+    file: str, name: str | None, frames: str | None, dataset: DatasetConfig | None, units: int | None = None
 ) -> tuple[VideoNetwork, Recipe, list[str] | None]:
     """The network of a weights file, its recipe, and its class names. The user's flags fill what the file lacks.
+
+    ``units`` is V4D's number of units of a test clip, if it is another than in training.
 
     Errors: ``ConfigError`` and ``WeightsError``.
     """
     checkpoint = read_checkpoint(file)
     frames = None if frames is None else config.coerce("num_segments", frames)
-    model, recipe = build_from_checkpoint(checkpoint, file, name, frames, dataset)
+    model, recipe = build_from_checkpoint(checkpoint, file, name, frames, dataset, units)
     categories = run_settings(checkpoint)["dataset"].get("categories")
     if dataset is not None:
         if categories and dataset.categories and categories != dataset.categories:
@@ -146,34 +124,6 @@ def load_network(
         categories = dataset.categories or categories
     info(str(load_weights(model, checkpoint, name=file)))
     return model.eval(), recipe, categories
-
-
-def choose_views(recipe: Recipe, protocol: str | None, **given: object) -> Views:
-    """The views of a test. Values come from the recipe; the protocol overrides them; ``given`` values override both."""
-    own = {
-        "views": recipe.test_views,
-        "resize": recipe.test_resize,
-        "crop": recipe.test_crop,
-        "input": recipe.input_size,
-        "short_videos": recipe.test_short_videos,
-        "mirrored_scores": "swap",
-        "pixels": recipe.pixels,
-    }
-    if protocol is not None:
-        config.check_key(protocol, PROTOCOLS, "protocol")
-        own |= PROTOCOLS[protocol]
-    values = own | {key: value for key, value in given.items() if value is not None}
-    crops, clips = config.parse_views(str(values["views"]))
-    return Views(
-        crops,
-        clips,
-        config.parse_size(values["resize"]),
-        config.coerce("test_crop", values["crop"]),
-        config.coerce("input_size", values["input"]),
-        str(values["short_videos"]),
-        str(values["mirrored_scores"]),
-        str(values["pixels"]),
-    )
 
 
 def make_test_set(member: Member, videos: Sequence[Video], source: FrameSource, order: FrameOrder) -> EvalDataset:
@@ -198,6 +148,10 @@ def make_test_set(member: Member, videos: Sequence[Video], source: FrameSource, 
         order=order,
         mirror_pairs=member.mirror_pairs,
         pixels=views.pixels,
+        clip_rule=views.clip_rule,
+        crop_rule=views.crop_rule,
+        view_average=views.view_average,
+        units=member.recipe.units,
     )
 
 
@@ -234,12 +188,13 @@ def score_list(
     kept = [i for i in range(len(videos)) if i not in left_out]
     parts = [part[kept] for part in parts]
     names = ", ".join(f"{member.model.arch} ({member.views})" for member in members)
-    how = f", mean {args.average} weighted {args.member_weights or 'equally'}" if len(members) > 1 else ""
+    kind = average_kind(members, args.average)
+    how = f", mean {kind} weighted {args.member_weights or 'equally'}" if len(members) > 1 else ""
     scores = Scores(
-        scores=average(parts, [member.share for member in members], args.average),
+        scores=average_members(members, parts, kind),
         labels=np.array([videos[i].label for i in kept]),
         paths=[videos[i].path for i in kept],
-        average=args.average,
+        average=kind,
         protocol=f"{names}{how}: {protocol_line(members)}{order.suffix}",
         categories=members[0].categories or None,
         members=np.stack(parts),
@@ -259,6 +214,26 @@ def protocol_line(members: list[Member]) -> str:
     return " + ".join(
         (counts[0] if len(counts) == 1 else f"({'+'.join(counts)})") + protocol for protocol, counts in frames.items()
     )
+
+
+def average_kind(members: list[Member], kind: str) -> str:
+    """Whether the scores of a test are mean logits (``"logits"``) or probabilities (``"softmax"``).
+
+    ``kind`` is the user's choice for logits.
+    """
+    return "softmax" if any(member.gives_probabilities for member in members) else kind
+
+
+def average_members(members: list[Member], parts: list[np.ndarray], kind: str) -> np.ndarray:
+    """The mean (N,K) of the members' scores ``parts`` (N,K), weighted by their shares.
+
+    ``kind`` is the result of ``average_kind``. If it is ``"softmax"``, logits become probabilities first.
+    """
+    ready = [
+        part if kind == "logits" or member.gives_probabilities else average([part], [1], kind)
+        for member, part in zip(members, parts, strict=True)
+    ]
+    return average(ready, [member.share for member in members], "logits")
 
 
 def average(members: list[np.ndarray], shares: list[float], kind: str) -> np.ndarray:

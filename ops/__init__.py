@@ -1,4 +1,5 @@
 """The operators of the papers and of the systems they are compared with. They need only torch, so files can be copied.
+
 The faster paths of RSA are in separate files and are added here. Therefore ``rsa.py`` is a complete operator without
 them.
 """

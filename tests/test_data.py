@@ -119,6 +119,7 @@ def test_flip_policies():
     assert outcomes("skip", 1) == outcomes("swap", 1) == {(False, 1), (True, 1)}
     assert outcomes("skip", 3) == {(False, 3)}
     assert outcomes("swap", 3) == {(False, 3), (True, 4)}
+    assert outcomes("keep", 3) == {(False, 3), (True, 3)} and outcomes("keep", 1) == outcomes("swap", 1)
 
 
 def test_normalise():
@@ -139,6 +140,7 @@ def test_something_flip_pairs_come_from_names():
     text = describe_flip("skip", names, mirror_pairs(names))
     assert "86 <-> 87 (Pulling something from left to right <-> Pulling something from right to left)" in text
     assert describe_flip("none", names, {}) == "flip: none"
+    assert "keep; flipped, label kept: 86 <-> 87" in describe_flip("keep", names, mirror_pairs(names))
     assert "names no categories" in describe_flip("swap", None, {})
 
 

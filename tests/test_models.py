@@ -8,6 +8,7 @@ from models import build_model, list_models
 from models.rsanet import POSITIONS, rsanet
 from models.sda import sda_tsn
 from models.tsn import tsn
+from models.video_network import WithAuxiliary
 from ops import RSA, SDA, TemporalShift
 
 TINY = list_models(toy=True)
@@ -27,9 +28,10 @@ def test_names():
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize(("t", "size"), [(1, 32), (4, 48), (8, 33)])
 def test_shapes(name, t, size):
-    logits = build_model(name, 5, t)(clips(2, t, size))
-    assert logits.shape == (2, 5)
-    logits.sum().backward()
+    output = build_model(name, 5, t)(clips(2, t, size))
+    parts = output if isinstance(output, WithAuxiliary) else [output]
+    assert all(logits.shape == (2, 5) for logits in parts)
+    sum(parts).sum().backward()
 
 
 @pytest.mark.parametrize("name", TINY)
