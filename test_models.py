@@ -16,6 +16,7 @@ from engine.flags import parse_arguments
 from engine.loading import check_list
 from engine.precision import Precision
 from engine.protocols import add_view_flags, describe_protocols
+from engine.published import FinishedTest, load_published, published_line
 from engine.testing import (
     Member,
     average_kind,
@@ -112,9 +113,23 @@ def main(args: argparse.Namespace) -> None:
     if args.order_table:
         middle = FrameOrder("repeat", (members[0].recipe.num_segments + 1) // 2)
         orders = [AS_IT_IS, FrameOrder("reverse"), FrameOrder("shuffle"), middle]
-    rows = [(order, test(args, dataset, videos, members, precision, order)) for order in orders]
+    rows = [(order, *test(args, dataset, videos, members, precision, order)) for order in orders]
     if args.order_table:
-        log.info(order_table(rows))
+        log.info(order_table([(order, result) for order, result, _ in rows]))
+    if distributed.is_main():
+        order, result, scored = rows[0]
+        counts = {"listed": len(videos), "scored": scored}
+        finished = FinishedTest(dataset.name, members, args.average, order, other_list(args), result=result, **counts)
+        if line := published_line(load_published(), finished):
+            log.info(line)
+
+
+def other_list(args: argparse.Namespace) -> str | None:
+    """``--list``, if it is another file than the dataset's own list."""
+    if args.list is None:
+        return None
+    own = load_dataset_config(args.dataset, with_names=False, root=args.root, image_tmpl=args.image_tmpl).val_list
+    return None if Path(own).resolve() == Path(args.list).resolve() else args.list
 
 
 def frame_order(args: argparse.Namespace) -> FrameOrder:
@@ -133,8 +148,11 @@ def test(
     members: list[Member],
     precision: Precision,
     order: FrameOrder,
-) -> dict[str, float]:
-    """Score every video, log the accuracy and the protocol, and write the file of ``--scores``."""
+) -> tuple[dict[str, float], int]:
+    """Score every video, log the accuracy and the protocol, and write the file of ``--scores``.
+
+    Returns: the accuracy, and the number of videos that were scored.
+    """
     scores, left_out = score_list(args, dataset, videos, members, precision, order)
     result = accuracy(scores.scores, scores.labels)
     for i, reason in sorted(left_out.items()):
@@ -148,7 +166,7 @@ def test(
         path = order.file_name(args.scores) if args.order_table else Path(args.scores)
         write_scores(path, scores)
         log.info(f"scores in {path}")
-    return result
+    return result, len(scores.paths)
 
 
 def name_the_action(args: argparse.Namespace, members: list[Member], precision: Precision) -> None:
