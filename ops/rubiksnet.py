@@ -296,7 +296,7 @@ class _Layout:
         padding = [0] * 10  # pairs of (before, after) from the last dimension to the first
         for axis in self.axes:
             padding[2 * (4 - axis) + 1] = 1
-        padded = F.pad(clips, padding)
+        padded = F.pad(clips, padding).contiguous()
         index = self.along(torch.arange(first.shape[1], device=clips.device)[:, None], 0) * padded.stride(self.channels)
         for axis, length in enumerate(lengths):
             size = clips.shape[self.axes[axis]]
