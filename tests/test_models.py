@@ -19,8 +19,10 @@ def clips(n=2, t=4, size=32):
 
 
 def test_names():
-    families = ("tsn", "tsm", "sda_tsn", "sda_tsm", "rsanet")
-    assert set(list_models()) == {f"{family}_{size}" for family in families for size in ("r50", "tiny")}
+    families = {family.name: family.sizes for family in FAMILIES}
+    assert set(list_models()) == {f"{family}_{size}" for family, sizes in families.items() for size in sizes}
+    assert len(list_models(toy=True)) + len(list_models(toy=False)) == len(list_models())
+    assert "tsn_tiny" in list_models(toy=True) and "rubiksnet_tiny" in list_models(toy=False)
     with pytest.raises(ValueError, match="unknown model 'rsanet50'; did you mean rsanet_r50"):
         build_model("rsanet50", 12, 8)
 
