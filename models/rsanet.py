@@ -54,9 +54,13 @@ def rsanet(size: str, num_classes: int, num_segments: int, stochastic_depth: flo
     return model
 
 
+def _is_released(state: State) -> bool:
+    return STEM in state and state[STEM].dim() == 5 and any(".conv2.projection." in key for key in state)
+
+
 def _model(state: State) -> str | None:
     return "rsanet_r50" if any(key.endswith("layer1.2.conv2.H2.weight") for key in state) else None
 
 
 # The released network stores its 2-D convolutions, also the first one, as 1xkxk Conv3d.
-RSA_LAYOUT = Layout("RSA", mark=lambda state: STEM in state and state[STEM].dim() == 5, model=_model)
+RSA_LAYOUT = Layout("RSA", mark=_is_released, model=_model)

@@ -4,7 +4,9 @@ The stored values are in tests/golden/compared. The modules have tests of their 
 """
 
 import math
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,9 @@ from engine.step import logits_and_loss
 from models import build_model, load_weights
 from models.costs import costs
 from models.families import models
+
+
+README = Path(__file__).parents[1] / "README.md"
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,9 @@ SYSTEMS = {
     "c3d_r50": System("c3d_r50", 46_499_054, 62.47, names="c3d", **SINGLE),
     # The stored count of RubiksNet, 15.44 and 3.74, has one operation for each value of a batch norm. fvcore has two.
     "rubiksnet_large": System("rubiksnet_r50", 8_538_294, 15.44 + 0.091, names="rubiksnet", loss=""),
-    "rubiksnet_tiny": System("rubiksnet_r50", 1_898_760, 3.74 + 0.040, "rubiksnet_tiny", "tiny/", **LARGER | {"norm": ""}),
+    "rubiksnet_tiny": System(
+        "rubiksnet_r50", 1_898_760, 3.74 + 0.040, "rubiksnet_tiny", "tiny/", **LARGER | {"norm": ""}
+    ),
     "v4d_r50": System("v4d_r50", 36_709_614, 286.05, names="v4d", frames=32, train_shape=(2, 96, 64, 64), **SINGLE),
 }
 
@@ -163,3 +170,5 @@ def test_costs(name):
     parameters, multiply_adds = costs(model, system.frames, 224)
     assert parameters == system.parameters
     assert math.isclose(multiply_adds / 1e9, system.multiply_adds, rel_tol=5e-3)
+    if not system.options:
+        assert re.search(rf"\| {name} \|.*\| {parameters:,} \| {multiply_adds / 1e9:.3f} \|", README.read_text())
