@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data.messages import one_line
+from models.video_network import SizeError
 
 from .config import ConfigError
 from .interrupt import EXIT_CODE, Stopped
@@ -132,8 +133,8 @@ def run_program(main: Callable[[], None], errors: tuple[type[Exception], ...]) -
     """Run ``main`` and end the process, without waiting for loading processes or other ranks.
 
     Exit status: 0 after success; 1 after an error; ``interrupt.EXIT_CODE`` if the run was asked to stop and has saved;
-    130 after Ctrl-C. An expected error (``errors``, too little memory, a lost rank) is reported in one line, a bug with
-    a traceback. A rank that fails does not wait for the other ranks, because torchrun ends them.
+    130 after Ctrl-C. An expected error (``errors``, too little memory, a wrong frame size, a lost rank) is reported in
+    one line, a bug with a traceback. A rank that fails does not wait for the other ranks, because torchrun ends them.
     """
     try:
         main()
@@ -153,8 +154,10 @@ def run_program(main: Callable[[], None], errors: tuple[type[Exception], ...]) -
 
 
 def _expected(error: Exception) -> str | None:
-    """The message for a PyTorch error that the user can fix; ``None`` for other errors, which are bugs."""
+    """The message for an error of PyTorch or the network that the user can fix; ``None`` for a bug."""
     text = str(error)
+    if isinstance(error, SizeError):
+        return text
     if isinstance(error, torch.OutOfMemoryError):
         remedy = "lower --batch_size, or try --precision bf16 or --activation_checkpointing true"
         return f"the GPU's memory does not suffice ({text.splitlines()[0]}); {remedy}"

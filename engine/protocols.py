@@ -256,8 +256,10 @@ def _read(values: dict) -> Views:
         str(values["mirrored_scores"]),
         str(values["pixels"]),
     )
+    if not CLIP_RULES[clip_rule].short_videos:
+        views.short_videos = "spread"
     if clips == 1 and clip_rule in CENTRES:
-        views.clip_rule, views.short_videos = "usual", "spread"
+        views.clip_rule = "usual"
     if crops != 3:
         views.crop_rule = "grid"
     if crops * clips == 1:

@@ -8,6 +8,7 @@ from ops import ChannelwiseMotion, ChannelwiseTemporalConv
 
 from .layout import Layout
 from .resnet import Bottleneck, VideoResNet, block_name, options_of
+from .video_network import SizeError
 
 
 class STMBottleneck(Bottleneck):
@@ -15,7 +16,7 @@ class STMBottleneck(Bottleneck):
 
     ``stm`` adds both, because they need T. As released, the sum follows the ReLU.
 
-    Errors: ``ValueError`` if a block with stride 2 gets a map of odd height or width. The released code fails there
+    Errors: ``SizeError`` if a block with stride 2 gets a map of odd height or width. The released code fails there
     too, because CMM's pool rounds down and the 3x3 rounds up.
     """
 
@@ -24,7 +25,7 @@ class STMBottleneck(Bottleneck):
     def middle(self, y: Tensor) -> Tensor:
         height, width = y.shape[2:]
         if self.stride == 2 and (height % 2 or width % 2):
-            raise ValueError(
+            raise SizeError(
                 f"STM cannot halve a map of {height}x{width}, because its two branches round odd sizes differently; "
                 "take frames whose height and width are multiples of 32, such as 224 or 256"
             )

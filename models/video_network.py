@@ -26,6 +26,10 @@ class ImageNetFile:
 RESNET50 = ImageNetFile("ImageNet ResNet-50", ResNet50_Weights.IMAGENET1K_V1.url)
 
 
+class SizeError(ValueError):
+    """A height or width of frames that the network cannot take. The message names sizes that it takes."""
+
+
 class WithAuxiliary(NamedTuple):
     """The output of a network with an auxiliary head in training mode. Both are ``(N, K)``."""
 

@@ -41,7 +41,8 @@ class RubiksShift3D(nn.Module):
     gradients of several micro-batches add up to more than one unit. Gradient scaling (fp16) makes it too small, because
     the scaler divides it by the scale.
 
-    The released operator also has a padding, which no released network uses. It is left out.
+    Three released parts are left out: the padding, which no released network uses; RubiksShift-2D; and the attention
+    shift of the AQ networks.
 
     Args:
         channels: C.
@@ -295,11 +296,11 @@ class _Layout:
         padding = [0] * 10  # pairs of (before, after) from the last dimension to the first
         for axis in self.axes:
             padding[2 * (4 - axis) + 1] = 1
-        padded = F.pad(clips, padding)
+        padded = F.pad(clips, padding).contiguous()
         index = self.along(torch.arange(first.shape[1], device=clips.device)[:, None], 0) * padded.stride(self.channels)
         for axis, length in enumerate(lengths):
-            size, far = clips.shape[self.axes[axis]], 2.0**31
-            place = first[axis, :, None].clamp(-far, far).long() + torch.arange(length, device=clips.device)  # (C, L)
+            size = clips.shape[self.axes[axis]]
+            place = first[axis, :, None].long() + torch.arange(length, device=clips.device)  # (C, L)
             place = torch.where((place >= 0) & (place < size), place, size)  # the zeros are at ``size``
             index = index + self.along(place, axis) * padded.stride(self.axes[axis])
         return padded.flatten(1).index_select(1, index.flatten()).unflatten(1, index.shape[1:])

@@ -8,10 +8,13 @@ import torch
 from PIL import Image
 from toy_run import make_dataset, quick_flags, run_inside
 
-from data import FrameFolder, TrainDataset, Video, collate, colour, transforms
+from data import FrameFolder, TrainDataset, Video, collate, colour, load_dataset_config, transforms
+from data.clip_rules import CLIP_RULES, ClipSettings, training_frames
 from data.modality import Modality
 from data.pixels import PIXELS, cut
-from engine.loading import clip_bytes, make_loader
+from engine.batch import plan_batch
+from engine.config import load_recipe
+from engine.loading import clip_bytes, make_loader, training_data
 
 WIDTH, HEIGHT = 60, 44
 
@@ -230,3 +233,26 @@ def test_a_run_trains_with_them_and_says_what_does_not_fit(tmp_path):
     ]:
         result = run_inside(*command, "wrong", *wrong, cwd=tmp_path)
         assert result.returncode == 1 and f"error: {message}" in result.stdout, result.stdout
+
+
+def test_a_run_has_the_clips_of_its_recipe(tmp_path):
+    """Training and validation clips are those of the rules in the recipe."""
+    dataset = load_dataset_config(str(make_dataset(tmp_path)))
+    clip_settings = ClipSettings(8, units=4)
+    for changes, frames, validated in [
+        ({"train_frames": "units", "val_clip_rule": "units"}, "units", "units"),
+        ({"train_frames": "sparse_units", "val_clip_rule": "sparse_units"}, "sparse_units", "sparse_units"),
+        ({"train_crop": "random_resized", "val_clip_rule": "all_but_last"}, "segments", "all_but_last"),
+    ]:
+        recipe = load_recipe("tsm_tiny", "", num_segments=8, units=4, workers=0, flip="none", **changes)
+        loader, val_set = training_data(dataset, recipe, plan_batch(4, None, 1), torch.device("cpu"))
+        train = loader.dataset
+        for i in range(3):
+            rng = np.random.default_rng((0, 2, i))
+            numbers = training_frames(frames, train.videos[i].num_frames, clip_settings, rng)
+            crop = transforms.training_crop(recipe.train_crop, 48, 48, 48, rng)
+            images = train.source.frames(train.videos[i], numbers)
+            assert torch.equal(train[2, i][0], cut(images, (48, 48), [crop], 48, "faithful")[0])
+            (numbers,) = CLIP_RULES[validated].clips(val_set.videos[i].num_frames, clip_settings, i)
+            images = np.stack(val_set.source.frames(val_set.videos[i], numbers))
+            np.testing.assert_array_equal(val_set[i][0][0].movedim(1, -1), images)

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from engine.precision import AUTOCAST
 from models import build_model, list_models
+from models.video_network import WithAuxiliary
 
 K, T, SIZE = 5, 8, 64
 PRECISIONS = ["fp32", "bf16"]
@@ -36,8 +37,9 @@ def check_forward(model: nn.Module, precision: str) -> None:
     """Check shape, device and type of the logits of two clips, computed with ``engine.precision``."""
     dtype = AUTOCAST.get(precision)
     with torch.no_grad(), torch.autocast("cuda", dtype, enabled=dtype is not None):
-        logits = model(torch.empty(2, T, 3, SIZE, SIZE, device="cuda"))
-    assert logits.shape == (2, K) and logits.device.type == "cuda" and logits.dtype == (dtype or torch.float32)
+        output = model(torch.empty(2, T, 3, SIZE, SIZE, device="cuda"))
+    for logits in output if isinstance(output, WithAuxiliary) else [output]:
+        assert logits.shape == (2, K) and logits.device.type == "cuda" and logits.dtype == (dtype or torch.float32)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

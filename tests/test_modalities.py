@@ -23,6 +23,7 @@ from data.pixels import PIXELS, cut
 from engine.batch import BatchPlan, StepSampler
 from engine.workers import batches
 from models import WeightsError, build_model, list_models, load_weights
+from models.video_network import WithAuxiliary
 
 TINY = list_models(toy=True)
 WIDTH, HEIGHT, FRAMES = 40, 30, 9
@@ -257,9 +258,10 @@ def test_differences_of_frames():
 @pytest.mark.parametrize("channels", [10, 15])
 def test_networks_on_other_channels(name, channels):
     model = build_model(name, 5, 4, in_channels=channels)
-    logits = model(torch.randn(2, 4, channels, 32, 32))
-    assert logits.shape == (2, 5)
-    logits.sum().backward()
+    output = model(torch.randn(2, 4, channels, 32, 32))
+    parts = output if isinstance(output, WithAuxiliary) else [output]
+    assert all(logits.shape == (2, 5) for logits in parts)
+    sum(parts).sum().backward()
     stem = model.base_model.conv1
     assert stem.weight.shape == (16, channels, 3, 3) and stem.bias is None and stem.stride == (2, 2)
     assert stem.weight.std().item() == pytest.approx((2 / (16 * 9)) ** 0.5, rel=0.1)  # torchvision's: He, fan out

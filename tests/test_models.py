@@ -8,6 +8,7 @@ from models import build_model, list_models
 from models.rsanet import POSITIONS, rsanet
 from models.sda import sda_tsn
 from models.tsn import tsn
+from models.video_network import WithAuxiliary
 from ops import RSA, SDA, TemporalShift
 
 TINY = list_models(toy=True)
@@ -18,8 +19,10 @@ def clips(n=2, t=4, size=32):
 
 
 def test_names():
-    families = ("tsn", "tsm", "sda_tsn", "sda_tsm", "rsanet")
-    assert set(list_models()) == {f"{family}_{size}" for family in families for size in ("r50", "tiny")}
+    families = {family.name: family.sizes for family in FAMILIES}
+    assert set(list_models()) == {f"{family}_{size}" for family, sizes in families.items() for size in sizes}
+    assert len(list_models(toy=True)) + len(list_models(toy=False)) == len(list_models())
+    assert "tsn_tiny" in list_models(toy=True) and "rubiksnet_tiny" in list_models(toy=False)
     with pytest.raises(ValueError, match="unknown model 'rsanet50'; did you mean rsanet_r50"):
         build_model("rsanet50", 12, 8)
 
@@ -27,9 +30,10 @@ def test_names():
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize(("t", "size"), [(1, 32), (4, 48), (8, 33)])
 def test_shapes(name, t, size):
-    logits = build_model(name, 5, t)(clips(2, t, size))
-    assert logits.shape == (2, 5)
-    logits.sum().backward()
+    output = build_model(name, 5, t)(clips(2, t, size))
+    parts = output if isinstance(output, WithAuxiliary) else [output]
+    assert all(logits.shape == (2, 5) for logits in parts)
+    sum(parts).sum().backward()
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -108,6 +108,10 @@ def test_settings_of_one_view_that_change_nothing_are_the_usual_ones():
     one = choose_views(recipe, "tpn", views="1x1")
     assert one == choose_views(recipe, "sda_full", input=256)
     assert choose_views(recipe, "tin") == choose_views(recipe, "tam") == choose_views(recipe, "sda")
+    other = load_recipe("tsm_r50", "something_v1", test_short_videos="first_frame")
+    assert choose_views(other, "tin_full") == choose_views(recipe, "tin_full") != choose_views(recipe, "tam_full")
+    interleaved = {"views": "3x2", "clip_rule": "interleaved"}
+    assert choose_views(other, None, **interleaved) == choose_views(recipe, None, **interleaved)
     assert str(choose_views(recipe, "tin_full")) == "resize 256, crop 256"
     assert choose_views(recipe, "tin_full", views="5x4").clips == 4
 

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from golden_values import check_module, compared_state, formula_tensor, relative_error, table
 from torch import nn
 from torchvision.models import resnet50
+from toy_run import make_dataset, quick_flags, run_inside
 
 from engine.config import load_recipe
 from models import build_model, load_weights
@@ -138,6 +139,13 @@ def test_other_frame_sizes_are_refused(size, map_size):
         model = build_model("stm_r50", 5, 2)
         with pytest.raises(ValueError, match=f"cannot halve a map of {map_size}, .* multiples of 32, such as 224 or"):
             model(torch.randn(1, 2, 3, *size))
+
+
+def test_main_says_which_sizes_work(tmp_path):
+    flags = quick_flags(input_size=40, val_crop=40)
+    done = run_inside("main.py", make_dataset(tmp_path), "stm_tiny", "--run", "odd", *flags, cwd=tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stdout
+    assert "error: STM cannot halve a map of 5x5" in done.stdout.splitlines()[-1]
 
 
 @pytest.mark.parametrize(("prefix", "t"), [("", 8), ("module.", 16)])
