@@ -19,7 +19,6 @@ from models import build_model, load_weights
 from models.costs import costs
 from models.families import models
 
-
 README = Path(__file__).parents[1] / "README.md"
 
 
