@@ -136,7 +136,7 @@ def toy_form(command: str) -> str:
     if command == "python -m benchmarks.network":
         return f"{command} rsanet_tiny --size 32 --rounds 1"
     if command == "python -m benchmarks.released":
-        return f"{command} tam --size 0.125 --rounds 1"
+        return f"{command} --size 0.0625 --rounds 1"
     if command == "python -m benchmarks.video":
         return f"{command} --files ssv2 --frames 4 --rounds 1"
     if command == "python -m tests.kill_and_resume --kills 50":
