@@ -74,13 +74,13 @@ def test_onnx_computes_what_eager_does(tmp_path, name):
     import onnx
     import onnxruntime
 
-    model, size = trained_like(name).eval(), (32, 37)
+    model, size = trained_like(name).eval(), (32, 37 if name != "stm_tiny" else 64)  # STM takes no odd maps
     assert export_onnx(model, tmp_path / "net.onnx", size) <= 1e-4
     assert os.listdir(tmp_path) == ["net.onnx"]  # no second file with the weights
     onnx.checker.check_model(tmp_path / "net.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
     shapes = {value.name: value.shape for value in (*session.get_inputs(), *session.get_outputs())}
-    assert shapes == {"clips": ["N", 4, 3, 32, 37], "logits": ["N", 5]}
+    assert shapes == {"clips": ["N", 4, 3, *size], "logits": ["N", 5]}
     for batch in (1, 2, 5):
         with torch.no_grad():
             expected = model(clips(model, batch, size))
