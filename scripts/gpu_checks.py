@@ -19,6 +19,7 @@ from .steps import ROOT, StepFailed, Steps
 
 MODELS = ("rsanet_tiny", "sda_tsm_tiny")
 TINY = tuple(list_models(toy=True))
+PAPERS = ("tsm_r50", "sda_tsn_r50", "sda_tsm_r50", "rsanet_r50")  # all networks would take longer than this check may
 # Dropout and stochastic depth are off, because GPU and CPU draw different random numbers. cuDNN uses the same
 # algorithms in each run.
 TRAINING = {"epochs": 2, "global_batch_size": 8, "lr": 0.02, "workers": 2, "num_segments": 8, "dropout": 0}
@@ -260,7 +261,7 @@ def rsa_benchmark(place: Place) -> str:
 
 def network_benchmark(place: Place) -> str:
     precision = "bf16" if place.bf16 else "fp16"
-    on_gpu = ["--precision", precision, "--rounds", 3, "--rsa_backends", "fused", "triton"]
+    on_gpu = [*PAPERS, "--precision", precision, "--rounds", 3, "--rsa_backends", "fused", "triton"]
     return benchmark(place, "benchmarks.network", on_gpu, ["rsanet_tiny", "--size", 32, "--rounds", 1])
 
 
