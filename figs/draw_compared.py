@@ -53,7 +53,7 @@ def main() -> None:
     line = measured[points[0][0].model]
     figure, panels = pyplot.subplots(1, 2, figsize=(12, 5.6), dpi=140, sharey=True, layout="constrained")
     panels[0].set_title(f"{args.dataset}, published Top-1 (%), {line['num_segments']} frames", loc="left", fontsize=10)
-    panels[0].set_xlabel(f"G multiply-adds of a view of {line['size']} px")
+    panels[0].set_xlabel("G multiply-adds of a view of 224 px")
     panels[1].set_xlabel(f"speed of a test, TSN = 1\n({line['machine']}; {line['size']} px, {line['precision']})")
     for panel, place in zip(panels, (1, 2), strict=True):
         draw(panel, [(point[0], point[place]) for point in points])
