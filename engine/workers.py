@@ -43,7 +43,7 @@ def batches(loader: DataLoader) -> Iterator[list[Tensor]]:
     watch = _Watch(_processes(loader._iterator))  # the processes of an earlier pass, if they stayed
     try:
         # Processes that stayed must answer before a new pass starts, so this call can also find a stopped process.
-        iterator = watch.wait_for(lambda: iter(loader))
+        iterator = watch.wait_for(lambda: _start(loader))
         _ignore_the_end_of_processes()
         watch.begin(_processes(iterator))
         while (batch := watch.wait_for(lambda: next(iterator, None))) is not None:
@@ -56,6 +56,21 @@ def batches(loader: DataLoader) -> Iterator[list[Tensor]]:
         raise
     finally:
         watch.end(processes_stay=loader._iterator is not None)
+
+
+def _start(loader: DataLoader) -> Iterator:
+    """Start a pass.
+
+    New processes inherit blocked signals. Ctrl-C would otherwise end one that does not ignore signals yet, with a
+    traceback. A signal that arrives meanwhile reaches the main process afterwards.
+    """
+    if loader._iterator is not None:  # the processes of an earlier pass ignore signals
+        return iter(loader)
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
 def _processes(iterator: object) -> list[BaseProcess]:

@@ -18,6 +18,7 @@ from data import DataError, load_dataset_config
 from engine import workers
 from engine.batch import BatchPlan
 from engine.config import load_recipe
+from engine.interrupt import SIGNALS
 from engine.loading import clips_on_device, training_data
 from engine.workers import batches
 
@@ -162,3 +163,21 @@ def test_a_gpu_copies_the_next_batch_before_it_computes_with_the_present_one(mon
     assert order == [*copies[:2], *steps[0], copies[2], *steps[1], *steps[2]]
     assert list(clips_on_device(iter([]), gpu)) == []
     assert list(clips_on_device(iter([((), 5)]), gpu)) == [((), 5)]
+
+
+class BlockedSignals(torch.utils.data.Dataset):
+    """Each item says which of the two signals are blocked in the process that makes it."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, i):
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        return torch.tensor([number in blocked for number in SIGNALS])
+
+
+def test_a_process_that_has_just_started_is_not_ended_by_ctrl_c():
+    """The processes of this loader never come to ignore signals, so only the inherited mask protects them."""
+    (blocked,) = batches(torch.utils.data.DataLoader(BlockedSignals(), batch_size=2, num_workers=1))
+    assert blocked.all()
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(SIGNALS)
