@@ -1,7 +1,9 @@
 """Checks that all operators on frames pass: memory layouts, compilers, exporters, autocast. A start from ImageNet."""
 
+from collections.abc import Callable
+
 import torch
-from golden_values import relative_error
+from golden_values import formula_tensor, relative_error
 from torch import nn
 from torchvision.models import resnet50
 
@@ -42,3 +44,26 @@ def imagenet_start(name: str, **options) -> tuple[VideoResNet, VideoResNet, dict
     report = load_weights(networks[1], file)
     assert report.layout == "imagenet" and not report.unexpected
     return *networks, {f"base_model.{key}": value for key, value in file.items()}
+
+
+def check_resnet_start(model: VideoResNet) -> None:
+    """A start from an ImageNet ResNet-50 takes every tensor of the file but the classifier, and leaves the others."""
+    start = {key: value.clone() for key, value in model.state_dict().items()}
+    names = resnet50().state_dict()
+    file = {key: formula_tensor(key, value.shape).to(value.dtype) for key, value in names.items()}
+    report = load_weights(model, file)
+    assert report.layout == "imagenet" and len(report.loaded) == len(file) - 2
+    for key, value in model.state_dict().items():
+        stored = file.get(key.removeprefix("base_model."))
+        assert torch.equal(value, start[key] if stored is None else stored), key
+
+
+def check_plain_form(module: nn.Module, plain: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> None:
+    """The outputs and all gradients of a float64 module are those of its plain form."""
+    y, expected = module(x), plain(x)
+    torch.testing.assert_close(y, expected)
+    weights = [x, *module.parameters()]
+    g = torch.randn_like(y)  # with one frame, some weights change nothing
+    gradients = (torch.autograd.grad(out, weights, g, materialize_grads=True) for out in (y, expected))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)

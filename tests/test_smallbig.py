@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden_values import check_module, compared_state, formula_tensor, relative_error, table
+from operator_checks import check_resnet_start
 from torch import nn
-from torchvision.models import resnet50
 
 from engine.config import load_recipe
 from engine.optim import parameter_groups
@@ -202,14 +202,7 @@ def test_released_weights_load_by_name(system, prefix):
 @pytest.mark.parametrize("extra", [False, True])
 def test_it_starts_from_a_resnet_50(extra):
     model = build_model("smallbig_r50", 5, 8, extra=extra)
-    start = {key: value.clone() for key, value in model.state_dict().items()}
-    names = resnet50().state_dict()
-    file = {key: formula_tensor(key, value.shape).to(value.dtype) for key, value in names.items()}
-    report = load_weights(model, file)
-    assert report.layout == "imagenet" and len(report.loaded) == len(file) - 2
-    for key, value in model.state_dict().items():
-        stored = file.get(key.removeprefix("base_model."))
-        assert torch.equal(value, start[key] if stored is None else stored), key
+    check_resnet_start(model)
 
 
 def test_the_cost_that_the_tables_print_is_that_of_the_other_third_pool():

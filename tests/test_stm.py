@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_values import check_module, compared_state, formula_tensor, relative_error, table
+from golden_values import check_module, compared_state, relative_error, table
+from operator_checks import check_plain_form, check_resnet_start
 from torch import nn
-from torchvision.models import resnet50
 from toy_run import make_dataset, quick_flags, run_inside
 
 from engine.config import load_recipe
@@ -93,13 +93,7 @@ def test_other_sizes_are_the_plain_form(make, plain, channels, size, memory_form
     for parameter in module.parameters():
         nn.init.normal_(parameter, 1 if parameter.dim() == 1 else 0, 0.3)
     x = torch.randn(3 * t, channels, *size).double().contiguous(memory_format=memory_format).requires_grad_()
-    y, expected = module(x), plain(module, x, t)
-    torch.testing.assert_close(y, expected)
-    weights = [x, *module.parameters()]
-    g = torch.randn_like(y)  # with one frame, some weights change nothing
-    gradients = (torch.autograd.grad(out, weights, g, materialize_grads=True) for out in (y, expected))
-    for ours, theirs in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
+    check_plain_form(module, lambda x: plain(module, x, t), x)
 
 
 @pytest.mark.parametrize("module", [ChannelwiseTemporalConv(32, 8), ChannelwiseMotion(32, 8, 2), block(32, 8)])
@@ -164,14 +158,7 @@ def test_released_weights_load_by_name_for_any_number_of_frames(prefix, t):
 
 def test_it_starts_from_a_resnet_50():
     model = build_model("stm_r50", 5, 8)
-    start = {key: value.clone() for key, value in model.state_dict().items()}
-    names = resnet50().state_dict()
-    file = {key: formula_tensor(key, value.shape).to(value.dtype) for key, value in names.items()}
-    report = load_weights(model, file)
-    assert report.layout == "imagenet" and len(report.loaded) == len(file) - 2
-    for key, value in model.state_dict().items():
-        stored = file.get(key.removeprefix("base_model."))
-        assert torch.equal(value, start[key] if stored is None else stored), key
+    check_resnet_start(model)
 
 
 def test_motion_branches_start_at_pytorchs_default():
