@@ -1,10 +1,10 @@
-"""Score files of random numbers, and scripts/report.py run on them as a user would."""
+"""Score files of random numbers, scripts/report.py run on them, and test_models.py run for a score file."""
 
 import csv
 from pathlib import Path
 
 import numpy as np
-from toy_run import run_inside
+from toy_run import run, run_inside
 
 
 def random_arrays(n: int, k: int, seed: int = 0, **more: object) -> dict[str, np.ndarray]:
@@ -38,3 +38,12 @@ def error_line(folder: Path, *words: object) -> str:
     status, printed = report(folder, *words)
     assert status == 1 and printed.count("\n") == 1 and printed.startswith("error: "), printed
     return printed.removeprefix("error: ").rstrip("\n")
+
+
+def run_test(folder: Path, dataset: Path, weights: object, *flags: object, processes: int = 1) -> tuple[str, dict]:
+    """Run test_models.py in a folder; returns its output and its score file."""
+    command = ["test_models.py", dataset, "--weights", weights, "--device", "cpu", "--workers", 0, *flags]
+    command += ["--scores", "tested.npz"]
+    result = run(*command, cwd=folder, processes=processes) if processes > 1 else run_inside(*command, cwd=folder)
+    assert result.returncode == 0, result.stdout
+    return result.stdout, dict(np.load(folder / "tested.npz"))

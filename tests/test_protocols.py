@@ -5,7 +5,8 @@ import re
 import numpy as np
 import pytest
 import torch
-from toy_run import NAMES, make_dataset, quick_flags, run, run_inside
+from score_files import run_test
+from toy_run import NAMES, make_dataset, quick_flags, run_inside
 
 from data import load_dataset_config, read_list, transforms
 from data.sampling import AS_IT_IS
@@ -55,13 +56,7 @@ def trained(tmp_path_factory):
 
 
 def score(trained, *flags: object, weights: object = f"net_runs/run/{BEST}", processes: int = 1) -> tuple[str, dict]:
-    """Run a test; returns its output and its score file."""
-    folder, dataset = trained
-    command = ["test_models.py", dataset, "--weights", weights, "--device", "cpu", "--workers", 0, *flags]
-    command += ["--scores", "tested.npz"]
-    result = run(*command, cwd=folder, processes=processes) if processes > 1 else run_inside(*command, cwd=folder)
-    assert result.returncode == 0, result.stdout
-    return result.stdout, dict(np.load(folder / "tested.npz"))
+    return run_test(*trained, weights, *flags, processes=processes)
 
 
 def error_of(trained, *flags: object, weights: object = f"net_runs/run/{BEST}") -> str:

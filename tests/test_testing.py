@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toy_run import NAMES, make_dataset, quick_flags, run, run_inside
+from score_files import run_test
+from toy_run import NAMES, make_dataset, quick_flags, run_inside
 
 from data import EvalDataset, load_dataset_config, open_one_video, read_list
 from data.sampling import FrameOrder
@@ -32,13 +33,7 @@ def trained(tmp_path_factory):
 
 
 def score(trained, *flags: object, weights: str = f"net_runs/tsm_tiny/{BEST}", processes: int = 1) -> tuple[str, dict]:
-    """Run a test; returns its output and its score file."""
-    folder, dataset = trained
-    command = ["test_models.py", dataset, "--weights", weights, "--device", "cpu", "--workers", 0, *flags]
-    command += ["--scores", "tested.npz"]
-    result = run(*command, cwd=folder, processes=processes) if processes > 1 else run_inside(*command, cwd=folder)
-    assert result.returncode == 0, result.stdout
-    return result.stdout, dict(np.load(folder / "tested.npz"))
+    return run_test(*trained, weights, *flags, processes=processes)
 
 
 def test_protocols_are_those_of_the_released_code():
