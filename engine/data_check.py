@@ -58,7 +58,8 @@ def check_files(
     file = _cache_file(dataset, train, val, fingerprints)
     before = _read(file)
     if before.done >= count:
-        info(f"data check: all {count} videos were complete at an earlier start ({file}); they are not counted again")
+        shown = str(file).replace(str(Path.home()), "~", 1)  # logs are published
+        info(f"data check: all {count} videos were complete at an earlier start ({shown}); they are not counted again")
         _warn(before, remedy)
         return
     order = spread(count)[before.done :]
