@@ -58,7 +58,8 @@ def check_files(
     file = _cache_file(dataset, train, val, fingerprints)
     before = _read(file)
     if before.done >= count:
-        shown = str(file).replace(str(Path.home()), "~", 1)  # logs are published
+        home = Path(os.path.expanduser("~"))  # Path.home() fails if there is none
+        shown = f"~/{file.relative_to(home)}" if file.is_relative_to(home) else file  # logs are published
         info(f"data check: all {count} videos were complete at an earlier start ({shown}); they are not counted again")
         _warn(before, remedy)
         return

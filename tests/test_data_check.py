@@ -226,6 +226,7 @@ def test_a_cache_that_cannot_be_used_only_costs_time(toy, said, monkeypatch):
         assert is_counted(said) and is_counted(said)
     monkeypatch.setenv("HOME", str(toy / "home"))  # a relative XDG_CACHE_HOME is not valid
     assert is_counted(said) and not is_counted(said) and len(list((toy / "home/.cache").rglob("*.json"))) == 1
+    assert "at an earlier start (~/.cache/" in said[-1]
     assert not (toy / "relative").exists()
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # a user without a home folder
     assert is_counted(said) and is_counted(said) and not (toy / "~").exists()
