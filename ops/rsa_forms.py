@@ -17,6 +17,8 @@ LANES = 16  # outputs that a convolution computes together
 
 
 class Chunk(NamedTuple):
+    """Frames of one clip, or all frames of several clips. Its positions are therefore adjacent in memory."""
+
     clips: slice
     frames: slice
 
@@ -30,23 +32,27 @@ class Relation:
     """code = q (X^K * H1 + P1) from keys (N, T, H, W, K). If there is no H1, the code is q."""
 
     def __init__(self, k: Tensor | None, H1: Tensor | None, P1: Tensor | None):
-        self.matrices = None
+        self.bias, self.matrices, self.g_p1 = None if P1 is None else P1.flatten().to(k.dtype), None, None
         if H1 is not None:
-            weight, bias = H1.squeeze(1).to(k.dtype), None if P1 is None else P1.flatten().to(k.dtype)
-            self.matrices = _Matrices(k, weight, bias)
+            self.matrices = _Matrices(k, H1.squeeze(1).to(k.dtype))
 
     def forward(self, q: Tensor, chunk: Chunk) -> tuple[Tensor, Tensor | None]:
         """(P, L, K) -> the code (P, L, D), and the matrices (P, K, D) for the backward pass."""
         if self.matrices is None:
             return q, None
-        matrices = self.matrices.forward(chunk)
+        matrices = self.matrices.forward(chunk, self.bias)
         return torch.bmm(q, matrices), matrices
 
     def backward(self, q: Tensor, matrices: Tensor | None, g_code: Tensor, chunk: Chunk) -> Tensor:
+        """The gradient of q. The gradient of the matrices overwrites them."""
         if self.matrices is None:
             return g_code
-        self.matrices.backward(torch.bmm(q.mT, g_code), chunk)
-        return torch.bmm(g_code, matrices.mT)
+        g_q = torch.bmm(g_code, matrices.mT)
+        torch.bmm(q.mT, g_code, out=matrices)
+        if self.bias is not None:
+            self.g_p1 = _sum(self.g_p1, q.flatten(0, 1).T @ g_code.flatten(0, 1))
+        self.matrices.backward(matrices, chunk)
+        return g_q
 
     @property
     def g_k(self) -> Tensor:
@@ -54,38 +60,42 @@ class Relation:
 
     def gradients(self) -> tuple[Tensor | None, Tensor | None]:
         """The gradients of H1 and P1."""
-        return (None, None) if self.matrices is None else (self.matrices.g_weight, self.matrices.g_bias)
+        return (None, None) if self.matrices is None else (self.matrices.g_weight, self.g_p1)
 
 
 class ConvolvedContext:
     """u = code (H2^T X^V)^T and y = u (I + X^V * G), by convolving the values (N, T, H, W, V) with H2 and G."""
 
     def __init__(self, v: Tensor, H2: Tensor, G: Tensor | None, I: Tensor | None):
-        self.latent, value = H2.shape[0], v.shape[4]
-        self.mixes = G is not None
-        # All channels of the values share H2 and G. Each channel is still a group, because the matrix of a position is
-        # then contiguous.
-        weight = (H2 if G is None else torch.cat([H2, G])).squeeze(1).to(v.dtype).repeat(value, 1, 1, 1)
-        bias = None if I is None else F.pad(I[0].to(v.dtype), (self.latent, 0)).flatten()
-        self.matrices = _Matrices(v, weight, bias, shared=True)
+        self.latent, self.mixes, self.I = H2.shape[0], G is not None, None if I is None else I[0].to(v.dtype)
+        weight = (H2 if G is None else torch.cat([H2, G])).squeeze(1).to(v.dtype)
+        self.matrices, self.g_identity = _Matrices(v, weight, shared=True), None
 
-    def forward(self, code: Tensor, chunk: Chunk) -> Tensor:
-        """(P, L, D) -> (P, L, V)."""
-        context, mixing = self._context_and_mixing(chunk)
-        u = torch.bmm(code, context.mT)
-        return torch.bmm(u, mixing) if self.mixes else u
+    def forward(self, code: Tensor, chunk: Chunk, y: Tensor) -> None:
+        """Write y (P, V, L), computed from the code (P, L, D)."""
+        context, mixing = self._halves(self.matrices.forward(chunk))
+        if not self.mixes:
+            torch.bmm(context, code.mT, out=y)
+            return
+        if self.I is not None:
+            mixing += self.I
+        torch.bmm(mixing.mT, torch.bmm(context, code.mT), out=y)
 
     def backward(self, code: Tensor, g_y: Tensor, chunk: Chunk) -> Tensor:
-        context, mixing = self._context_and_mixing(chunk)
-        g_matrices = code.new_empty(*context.shape[:2], self.latent + mixing.shape[2])
+        """The gradient of the code (P, L, D) from the gradient of y (P, V, L)."""
+        matrices = self.matrices.forward(chunk)
+        context, mixing = self._halves(matrices)
         g_u = g_y
         if self.mixes:
-            g_matrices[:, :, self.latent :] = torch.bmm(torch.bmm(code, context.mT).mT, g_y)
-            g_u = torch.bmm(g_y, mixing.mT)  # (P, L, V)
-        g_matrices[:, :, : self.latent] = torch.bmm(g_u.mT, code)
-        g_code = torch.bmm(g_u, context)
-        del context, mixing  # frees their memory before the next step needs as much
-        self.matrices.backward(g_matrices, chunk)
+            if self.I is not None:
+                mixing += self.I
+            u, g_u = torch.bmm(context, code.mT), torch.bmm(mixing, g_y)  # (P, V, L)
+            mixing.copy_(torch.bmm(u, g_y.mT))  # the gradient of the matrices overwrites them
+            if self.I is not None:
+                self.g_identity = _sum(self.g_identity, mixing.sum(0))
+        g_code = torch.bmm(g_u.mT, context)
+        context.copy_(torch.bmm(g_u, code))
+        self.matrices.backward(matrices, chunk)
         return g_code
 
     @property
@@ -94,13 +104,11 @@ class ConvolvedContext:
 
     def gradients(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The gradients of H2, G and I."""
-        weight, bias = self.matrices.g_weight, self.matrices.g_bias
-        weight = weight.unflatten(0, (self.g_v.shape[4], -1)).sum(0)
-        identity = None if bias is None else bias.unflatten(0, (self.g_v.shape[4], -1))[:, self.latent :]
-        return weight[: self.latent], weight[self.latent :] if self.mixes else None, identity
+        weight = self.matrices.g_weight
+        return weight[: self.latent], weight[self.latent :] if self.mixes else None, self.g_identity
 
-    def _context_and_mixing(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
-        matrices = self.matrices.forward(chunk)
+    def _halves(self, matrices: Tensor) -> tuple[Tensor, Tensor]:
+        """(P, V, D [+ V]) -> the context (P, V, D) and the mixing (P, V, V)."""
         return matrices[:, :, : self.latent], matrices[:, :, self.latent :]
 
 
@@ -124,22 +132,26 @@ class MapContext:
     h2 = cached_property(lambda self: self._laid_out(self.H2))
     g = cached_property(lambda self: None if self.G is None else self._laid_out(self.G))
 
-    def forward(self, code: Tensor, chunk: Chunk) -> Tensor:
-        """(P, L, D) -> (P, L, V)."""
+    def forward(self, code: Tensor, chunk: Chunk, y: Tensor) -> None:
+        """Write y (P, V, L), computed from the code (P, L, D)."""
         around = self._around(chunk)  # (B, M, V)
         a = _by_place(self._maps(code), self.h2.mT)  # (B*L, S, M)
         u = torch.bmm(a.view(around.shape[0], -1, a.shape[2]), around)  # (B, L*S, V)
         if self.g is None:
-            return self._positions(u)
-        z = torch.bmm(u, around.mT).view_as(a)
-        y = _by_place(z, self.g).view_as(u)
-        return self._positions(y if self.I is None else y.baddbmm_(u, self.I.expand(u.shape[0], -1, -1)))
+            result = u
+        else:
+            z = torch.bmm(u, around.mT).view_as(a)
+            result = _by_place(z, self.g).view_as(u)
+            if self.I is not None:
+                result.baddbmm_(u, self.I.expand(u.shape[0], -1, -1))
+        y.copy_(self._positions(result).mT)
 
     def backward(self, code: Tensor, g_y: Tensor, chunk: Chunk) -> Tensor:
+        """The gradient of the code (P, L, D) from the gradient of y (P, V, L)."""
         around, code = self._around(chunk), self._maps(code)  # (B, M, V), (B*L, S, D)
         a = _by_place(code, self.h2.mT)  # (B*L, S, M)
         a_maps = a.view(around.shape[0], -1, a.shape[2])  # (B, L*S, M)
-        g_y = self._maps(g_y)  # (B*L, S, V)
+        g_y = self._maps(g_y.mT)  # (B*L, S, V)
         g_u = g_y.view(around.shape[0], -1, g_y.shape[2])  # (B, L*S, V)
         if self.g is None:
             g_around = torch.bmm(a_maps.mT, g_u)
@@ -218,75 +230,110 @@ def _reach(size: tuple[int, int], kernel: tuple[int, int], device: torch.device)
     return torch.where(inside, row * kernel[1] + column, kernel[0] * kernel[1]).flatten()
 
 
-class _Matrices:
-    """A matrix (C, outputs) per position: x (N, T, H, W, C) convolved with ``weight`` (C*outputs, kT, kH, kW).
+class _Taps(NamedTuple):
+    """The neighbouring frames of a chunk as input channels of a convolution."""
 
-    Every channel is a group of the convolution. If ``shared``, all channels have the same weight.
+    images: Tensor  # (N*frames, C*taps, H, W), or (C*N*frames, taps, H, W) if the weight is shared; channels_last
+    overlaps: list[tuple[int, slice, slice]]  # the result of ``_overlaps``
+    used: slice  # the taps of the kernel that reach a frame
+
+
+class _Weight(NamedTuple):
+    """The weight of the taps in use, as the convolutions of both passes need it."""
+
+    forward: Tensor  # (outputs or C*outputs, taps, kH, kW)
+    turned: Tensor  # (groups*taps*blocks, outputs, rows, kW): flipped, for the gradient of x
+    blocks: int
+    rows: int  # of a block
+
+
+class _Matrices:
+    """A matrix (C, outputs) for each position: x (N, T, H, W, C) convolved with a weight.
+
+    Each channel has its own weight, and is a group of the convolution: ``weight`` is (C*outputs, kT, kH, kW). If
+    ``shared``, all channels have the same weight (outputs, kT, kH, kW). The channels are then images of the batch,
+    because a convolution without groups is faster. In memory, the channel is then the first dimension.
     """
 
-    def __init__(self, x: Tensor, weight: Tensor, bias: Tensor | None, shared: bool = False):
-        self.x, self.weight, self.bias, self.shared = x, _channels_last(weight), bias, shared
-        self.g_x = self.g_weight = self.g_bias = None
+    def __init__(self, x: Tensor, weight: Tensor, shared: bool = False):
+        self.x = x.movedim(-1, 0).contiguous().movedim(0, -1) if shared else x
+        self.weight, self.shared, self.groups = weight, shared, 1 if shared else x.shape[4]
+        self.padding = [k // 2 for k in weight.shape[2:]]
+        self.g_x = self.g_weight = self.taps = None
+        self.weights: dict[tuple[int, int], _Weight] = {}
 
-    def forward(self, chunk: Chunk) -> Tensor:
-        """(P, C, outputs)."""
-        taps, used = self._taps(chunk)
-        kernel, groups = self.weight.shape[2:], self.x.shape[4]
-        y = F.conv2d(taps, self.weight[:, used], self.bias, padding=[k // 2 for k in kernel], groups=groups)
-        return y.permute(0, 2, 3, 1).flatten(0, 2).unflatten(1, (groups, -1))
+    def forward(self, chunk: Chunk, bias: Tensor | None = None) -> Tensor:
+        """(P, C, outputs). If the weight is shared, the channel is the first dimension in memory."""
+        self.taps = self._taps(chunk)
+        weight = self._weight(self.taps.used)
+        y = F.conv2d(self.taps.images, weight.forward, bias, padding=self.padding, groups=self.groups)
+        y = y.permute(0, 2, 3, 1)  # (images, H, W, outputs or C*outputs)
+        if self.shared:
+            return y.view(self.x.shape[4], -1, y.shape[3]).transpose(0, 1)
+        return y.view(-1, self.groups, y.shape[3] // self.groups)
 
     def backward(self, gradient: Tensor, chunk: Chunk) -> None:
-        """Add the contribution of a gradient (P, C, outputs) to the gradients of x, weight and bias."""
+        """Add the contribution of a gradient (P, C, outputs) to the gradients of x and weight.
+
+        The chunk is that of the last call of ``forward``. In memory, the gradient is like the output of that call.
+        """
         if self.g_x is None:
             self.g_x, self.g_weight = torch.zeros_like(self.x), torch.zeros_like(self.weight)
-        if self.bias is not None:
-            self.g_bias = _sum(self.g_bias, gradient.flatten(1).sum(0))
-        taps, used = self._taps(chunk)
-        h, w, channels = self.x.shape[2:]
-        gradient = gradient.view(-1, h, w, self.weight.shape[0]).permute(0, 3, 1, 2)  # (N*frames, C*outputs, H, W)
-        weight, padding = self.weight[:, used], [k // 2 for k in self.weight.shape[2:]]
+        taps, overlaps, used = self.taps
+        weight = self._weight(used)
+        gradient = gradient.transpose(0, 1) if self.shared else gradient
+        gradient = gradient.view(len(taps), *taps.shape[2:], -1).permute(0, 3, 1, 2)  # (images, outputs, H, W)
         self.g_weight[:, used] += torch.nn.grad.conv2d_weight(
-            taps, weight.shape, gradient, padding=padding, groups=channels
+            taps, weight.forward.shape, gradient, padding=self.padding, groups=self.groups
         )
-        self._backward_to_x(gradient, weight, used.start, chunk)
-
-    def _backward_to_x(self, gradient: Tensor, weight: Tensor, first_tap: int, chunk: Chunk) -> None:
-        """Add the gradient of x from a gradient (N*frames, C*outputs, H, W) and the weight of the taps in use.
-
-        This is a convolution with the flipped kernel, and its outputs are the kT taps. So few outputs would leave most
-        lanes of the processor idle. Therefore blocks of the kernel's rows are also outputs, and are added to shifted
-        rows of the result.
-        """
-        (h, channels), (kt, kh, kw) = self.x.shape[2::2], weight.shape[1:]
-        blocks = min(kh, max(1, LANES // kt))
-        rows = -(-kh // blocks)  # of a block
-        blocks = -(-kh // rows)
-        groups = channels
-        if self.shared:  # channels become images; without groups a convolution is faster
-            gradient = _channels_last(gradient.unflatten(1, (channels, -1)).flatten(0, 1))
-            weight, groups = weight[: len(weight) // channels], 1
-        turned = F.pad(weight, (0, 0, 0, blocks * rows - kh)).view(groups, -1, kt, blocks, rows, kw)
-        turned = _channels_last(turned.permute(0, 2, 3, 1, 4, 5).flip(4, 5).flatten(0, 2))  # (groups*kT*blocks, ..)
-        parts = F.conv2d(gradient, turned, padding=(rows - 1, kw // 2), groups=groups)
-        parts = parts.unflatten(1, (-1, kt, blocks)).unflatten(0, (-1, channels // groups)).flatten(1, 2)
+        padding = weight.rows - 1, self.padding[1]
+        parts = F.conv2d(gradient, weight.turned, padding=padding, groups=self.groups).permute(0, 2, 3, 1)
         g_x = self.g_x[chunk.clips]
-        parts = parts.permute(0, 4, 5, 1, 2, 3).unflatten(0, (len(g_x), -1))  # (N, frames, .., W, C, kT, blocks)
-        for tap, source, target in _overlaps(chunk.frames, self.x.shape[1], self.weight.shape[1]):
-            for block in range(blocks):
-                shift = kh // 2 - rows * block
-                first, last = max(0, -shift), min(h, h + rows - 1 - shift)
+        parts = parts.unflatten(3, (self.groups, -1, weight.blocks))  # (images, .., W, groups, taps, blocks)
+        if self.shared:
+            parts = parts.squeeze(3).unflatten(0, (self.x.shape[4], len(g_x), -1)).permute(1, 2, 3, 4, 0, 5, 6)
+        else:
+            parts = parts.unflatten(0, (len(g_x), -1))  # (N, frames, .., W, C, taps, blocks)
+        height = self.x.shape[2]
+        for tap, source, target in overlaps:
+            for block in range(weight.blocks):
+                shift = self.padding[0] - weight.rows * block
+                first, last = max(0, -shift), min(height, height + weight.rows - 1 - shift)
                 if first < last:
-                    part = parts[:, target, first + shift : last + shift, :, :, tap - first_tap, block]
+                    part = parts[:, target, first + shift : last + shift, :, :, tap - used.start, block]
                     g_x[:, source, first:last] += part  # (N, frames, rows of the map, W, C)
 
-    def _taps(self, chunk: Chunk) -> tuple[Tensor, slice]:
-        """The neighbouring frames as channels (N*frames, C*taps, H, W), channels_last; and the taps that are used."""
+    def _taps(self, chunk: Chunk) -> _Taps:
         x = self.x[chunk.clips]
         overlaps = list(_overlaps(chunk.frames, x.shape[1], self.weight.shape[1]))
-        taps = x.new_zeros(x.shape[0], chunk.length, *x.shape[2:], len(overlaps))
+        shape = len(x), chunk.length, *x.shape[2:4]
+        if self.shared:
+            images = x.new_zeros(x.shape[4], *shape, len(overlaps))
+            by_position = images.permute(1, 2, 3, 4, 0, 5)  # (N, frames, H, W, C, taps)
+            images = images.flatten(0, 2)
+        else:
+            by_position = x.new_zeros(*shape, x.shape[4], len(overlaps))
+            images = by_position.flatten(0, 1).flatten(3)
         for i, (_, source, target) in enumerate(overlaps):
-            taps[:, target, ..., i] = x[:, source]
-        return taps.flatten(0, 1).flatten(3).permute(0, 3, 1, 2), slice(overlaps[0][0], overlaps[-1][0] + 1)
+            by_position[:, target, ..., i] = x[:, source]
+        return _Taps(images.permute(0, 3, 1, 2), overlaps, slice(overlaps[0][0], overlaps[-1][0] + 1))
+
+    def _weight(self, used: slice) -> _Weight:
+        """The weight for these taps. It is laid out at the first call.
+
+        The flipped weight has the taps as outputs. So few outputs would leave most lanes of the processor idle.
+        Therefore blocks of the kernel's rows are outputs too, and are added to shifted rows of the result.
+        """
+        key = used.start, used.stop
+        if key not in self.weights:
+            weight = self.weight[:, used]
+            kt, kh, kw = weight.shape[1:]
+            rows = -(-kh // min(kh, max(1, LANES // kt)))
+            blocks = -(-kh // rows)
+            turned = F.pad(weight, (0, 0, 0, blocks * rows - kh)).view(self.groups, -1, kt, blocks, rows, kw)
+            turned = turned.permute(0, 2, 3, 1, 4, 5).flip(4, 5).flatten(0, 2)
+            self.weights[key] = _Weight(_channels_last(weight), _channels_last(turned), blocks, rows)
+        return self.weights[key]
 
 
 def _overlaps(places: slice, length: int, size: int):

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from .rsa_forms import Chunk, ConvolvedContext, MapContext, Relation
 
-CHUNK_BYTES = 7 << 20  # size of a chunk's small matrices; larger chunks take more memory
-CHUNK_KERNELS = 4  # a chunk has at least as many positions as 4 kernels; smaller chunks expand the weights too often
+CHUNK_BYTES = 2 << 20  # size of a chunk's small matrices; larger chunks leave the cache
+CHUNK_KERNELS = 1
 MAPS_PAY = 2  # MapContext must need 2 times less arithmetic, because its products are smaller
 MAP_BYTES = 16 << 20  # limit for the weights that MapContext expands
 EPSILON = 1e-6
@@ -74,12 +74,11 @@ def _fused(
         relation = Relation(None if keys is None else _unit(keys)[0], H1, P1)
         context = sizes.context(_unit(values)[0], H2, G, I)
         for chunk in sizes.chunks():
-            q = queries[chunk.clips, chunk.frames]
-            part = context.forward(relation.forward(q.flatten(0, 3), chunk)[0], chunk)  # (P, L, V)
-            # The output is linear in q, so it can be divided by |q| instead of q.
-            norm = _norm(q).to(q.dtype).squeeze(-1).unsqueeze(-2)  # (N, frames, H, W, 1, L)
-            to = y[chunk.clips, chunk.frames].unflatten(-1, (-1, num_heads))  # (N, frames, H, W, V, L)
-            torch.div(part.mT.view_as(to), norm, out=to)
+            at = chunk.clips, chunk.frames
+            q = queries[at].flatten(0, 3)  # (P, L, K)
+            part = y[at].view(-1, sizes.value, num_heads)  # (P, V, L)
+            context.forward(relation.forward(q, chunk)[0], chunk, part)
+            part *= _inverse_norm(q).mT  # the output is linear in q, so it can be divided by |q| instead of q
         return y
 
 
@@ -119,22 +118,21 @@ def _fused_backward(
     with torch.autocast(projected.device.type, enabled=False):
         sizes = _Sizes(projected, H2, H1, G, num_heads)
         queries, keys, values = sizes.parts(projected)
-        (k, k_norm), (v, v_norm) = (None, None) if keys is None else _unit(keys), _unit(values)
+        (k, k_scale), (v, v_scale) = (None, None) if keys is None else _unit(keys), _unit(values)
         relation, context = Relation(k, H1, P1), sizes.context(v, H2, G, I)
         result = torch.empty_like(projected, memory_format=torch.contiguous_format)
         g_queries, g_keys, g_values = sizes.parts(result)
         for chunk in sizes.chunks():
             at = chunk.clips, chunk.frames
-            q, q_norm = _unit(queries[at])
-            q_by_position = q.flatten(0, 3)  # (P, L, K)
-            g_y = gradient[at].reshape(-1, sizes.value, num_heads).mT.contiguous()  # (P, L, V)
-            code, matrices = relation.forward(q_by_position, chunk)
-            g_code = context.backward(code, g_y, chunk)
-            g_q = relation.backward(q_by_position, matrices, g_code, chunk).view_as(q)
-            g_queries[at] = _unit_gradient(g_q, queries[at], q_norm)
+            q = queries[at].flatten(0, 3)  # (P, L, K)
+            scale = _inverse_norm(q)
+            g_y = (gradient[at].reshape(-1, sizes.value, num_heads) * scale.mT).to(q.dtype)  # (P, V, L)
+            code, matrices = relation.forward(q, chunk)
+            g_q = relation.backward(q, matrices, context.backward(code, g_y, chunk), chunk)
+            g_queries[at] = _through_norm(g_q, q, scale).view_as(g_queries[at])
         if k is not None:
-            g_keys.copy_(_unit_gradient(relation.g_k, keys, k_norm))
-        g_values.copy_(_unit_gradient(context.g_v, values, v_norm))
+            g_keys.copy_(_through_norm(relation.g_k * k_scale, keys, k_scale))
+        g_values.copy_(_through_norm(context.g_v * v_scale, values, v_scale))
         g_h2, g_g, g_i = context.gradients()
         pairs = zip((g_h2, *relation.gradients(), g_g, g_i), (H2, H1, P1, G, I), strict=True)
         # The memory is contiguous because the fake kernel says so, and torch.compile relies on that.
@@ -173,17 +171,13 @@ class _Sizes:
         return (MapContext if self.by_maps else ConvolvedContext)(v, H2, G, I)
 
     def chunks(self):
-        """(clips, frames) slices whose matrices take about CHUNK_BYTES.
-
-        A chunk takes few frames of many clips, not many frames of few clips. The chunks at the ends of a clip then have
-        fewer neighbouring frames.
-        """
+        """Slices of frames of one clip, or of whole clips, whose matrices take about CHUNK_BYTES."""
         n, t, h, w = self.positions
         area = max(1, h * w)
         room = max(1, CHUNK_BYTES // (area * self.matrix_bytes), -(-CHUNK_KERNELS * self.kernel // area))  # frames
-        clips, frames = _even(n, room), _even(t, max(1, room // max(1, n)))
-        for start in range(0, t, frames):
-            for clip in range(0, n, clips):
+        clips, frames = _even(n, max(1, room // max(1, t))), _even(t, room)
+        for clip in range(0, n, clips):
+            for start in range(0, t, frames):
                 yield Chunk(slice(clip, min(n, clip + clips)), slice(start, min(t, start + frames)))
 
 
@@ -193,20 +187,31 @@ def _even(length: int, most: int) -> int:
     return max(1, -(-length // parts))
 
 
-def _norm(x: Tensor) -> Tensor:
-    """|x| over the last dimension, which becomes 1, in float32 or wider."""
-    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    return (torch.linalg.vecdot(wide, wide).unsqueeze(-1) + EPSILON).sqrt()  # epsilon as released
+def _inverse_norm(x: Tensor) -> Tensor:
+    """1 / |x| over the last dimension, which becomes 1, in float32 or wider."""
+    return (_sum_of_products(x, x) + EPSILON).rsqrt()  # epsilon as released
 
 
 def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x / |x| over the last dimension, in the type of x; and |x|."""
-    norm = _norm(x)
-    return (x / norm).to(x.dtype), norm
+    """x / |x| over the last dimension, in the type of x; and 1 / |x|."""
+    scale = _inverse_norm(x)
+    return (x * scale).to(x.dtype), scale
 
 
-def _unit_gradient(gradient: Tensor, x: Tensor, norm: Tensor) -> Tensor:
-    """The gradient of x from the gradient of x / |x|, over the last dimension."""
-    gradient, x = gradient.to(norm.dtype), x.to(norm.dtype)
-    along = torch.linalg.vecdot(gradient, x).unsqueeze(-1) / norm.square()
-    return (gradient - x * along) / norm
+def _through_norm(gradient: Tensor, x: Tensor, scale: Tensor) -> Tensor:
+    """The gradient of x from ``gradient`` = ``scale`` * (the gradient of x / |x|), over the last dimension.
+
+    ``scale`` is 1 / |x|.
+    """
+    gradient, x = gradient.to(scale.dtype), x.to(scale.dtype)
+    return torch.addcmul(gradient, x, _sum_of_products(gradient, x) * scale.square(), value=-1)
+
+
+def _sum_of_products(x: Tensor, y: Tensor) -> Tensor:
+    """The sum over the last dimension, which becomes 1, in float32 or wider.
+
+    A matrix product with ones sums short rows faster than ``sum``.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    products = x.to(wide) * y.to(wide)
+    return products @ products.new_ones(products.shape[-1], 1)
