@@ -2,7 +2,7 @@
 
 import re
 
-from ops import TemporalShift
+from ops import ShiftedConv2d, TemporalShift
 
 from .layout import Layout
 from .resnet import VideoResNet, options_of
@@ -17,13 +17,13 @@ def tsn(size: str, num_classes: int, num_segments: int, **options) -> VideoResNe
 
 
 def tsm(size: str, num_classes: int, num_segments: int, **options) -> VideoResNet:
-    """TSN with a temporal shift before conv1 of every bottleneck (TSM's "blockres").
+    """TSN with a temporal shift in front of conv1 of every bottleneck (TSM's "blockres").
 
     The options are the arguments of ``TemporalShift`` and ``VideoResNet``.
     """
     shift_options = options_of(TemporalShift, options)
     model = VideoResNet(size, num_classes, num_segments, **options)
-    model.insert("before_conv1", "shift", lambda block: TemporalShift(num_segments, **shift_options))
+    model.insert("conv1", "conv1", lambda block: ShiftedConv2d(block.conv1, num_segments, **shift_options))
     return model
 
 

@@ -15,7 +15,7 @@ from .stm import ChannelwiseMotion, ChannelwiseTemporalConv
 from .tam import TAM
 from .tea import MotionExcitation, TemporalShiftConv, multiple_temporal_aggregation
 from .teinet import TEI
-from .temporal_shift import TemporalShift
+from .temporal_shift import ShiftedConv2d, TemporalShift
 from .tin import TIN
 from .tpn import TemporalPyramid
 from .v4d import R4D
@@ -39,6 +39,7 @@ __all__ = [
     "MotionExcitation",
     "RubiksShift3D",
     "TemporalPyramid",
+    "ShiftedConv2d",
     "TemporalShift",
     "TemporalShiftConv",
     "multiple_temporal_aggregation",

@@ -10,7 +10,7 @@ from models.rsanet import POSITIONS, rsanet
 from models.sda import sda_tsn
 from models.tsn import tsn
 from models.video_network import WithAuxiliary
-from ops import RSA, SDA, TemporalShift
+from ops import RSA, SDA, ShiftedConv2d
 
 TINY = list_models(toy=True)
 
@@ -78,7 +78,7 @@ def test_where_the_operators_stand(size):
     for stage, index, block in rsanet.blocks():
         assert isinstance(block.conv2, RSA) == (index in POSITIONS[size][stage])
     for _, _, block in sda_tsm.blocks():
-        assert isinstance(block.shift, TemporalShift) and isinstance(block.sda, SDA)
+        assert isinstance(block.conv1, ShiftedConv2d) and isinstance(block.sda, SDA)
     if size == "r50":
         rsa = [m for m in rsanet.modules() if isinstance(m, RSA)]
         assert [m.in_channels for m in rsa] == [64, 128, 128, 256, 256, 256, 512]
