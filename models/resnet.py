@@ -59,8 +59,8 @@ class Bottleneck(Block, resnet.Bottleneck):
         x = self.at("before_block", x)
         y = self.relu(self.bn1(self.conv1(self.at("before_conv1", x))))
         y = self.bn3(self.conv3(self.middle(y)))
-        y = self.drop(self.at("after_bn3", y))
-        return self.at("after_block", self.relu(y + (x if self.downsample is None else self.downsample(x))))
+        y = self.join(self.at("after_bn3", y), x if self.downsample is None else self.downsample(x))
+        return self.at("after_block", self.relu(y))
 
     def middle(self, y: Tensor) -> Tensor:
         """From the output of the first ReLU to the input of conv3."""

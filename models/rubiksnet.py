@@ -56,8 +56,8 @@ class RubiksBlock(Block):
     def compute(self, x: Tensor) -> Tensor:
         a = F.relu(self.bn1(x))
         b = F.relu(self.bn2(self.conv2(a)))
-        y = self.drop(self.conv3(self.se(self.as3(b))))
-        return y + (x if self.shortcut is None else self.shortcut(a))
+        y = self.conv3(self.se(self.as3(b)))
+        return self.join(y, x if self.shortcut is None else self.shortcut(a))
 
 
 class RubiksBackbone(nn.Module):

@@ -38,8 +38,8 @@ class SmallBigBottleneck(Bottleneck):
         # The big view has one frame for each clip, or all of them.
         clips = small.shape[0] // self.num_segments
         small, big = (view.unflatten(0, (clips, -1)) for view in (small, big))  # (N, T or 1, C, H, W)
-        y = self.drop((small + big).flatten(0, 1))
-        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
+        y = self.join((small + big).flatten(0, 1), x if self.downsample is None else self.downsample(x))
+        return self.relu(y)
 
 
 def smallbig(

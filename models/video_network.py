@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 from torchvision.models import ResNet50_Weights
-from torchvision.ops import StochasticDepth
 
 STEM = "base_model.conv1.weight"
 
@@ -38,11 +37,11 @@ class WithAuxiliary(NamedTuple):
 
 
 class Block(nn.Module):
-    """A block of a frame network: ``compute`` is its forward pass, ``drop`` the last module of its residual branch."""
+    """A block of a frame network: ``compute`` is its forward pass, ``join`` adds its residual branch to the shortcut."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.drop = nn.Identity()  # or stochastic depth
+        self.join = Join()  # or stochastic depth
         self.recompute = False  # save only the input and recompute the rest in the backward pass
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,15 +70,36 @@ def _keeping_statistics(block: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, batches
 
 
-class VideoStochasticDepth(StochasticDepth):
-    """Drop the residual branch for whole videos: one random draw for all T frames. ``(N*T, C, H, W) -> the same``."""
+class Join(nn.Module):
+    """The sum of a residual branch and a shortcut. Both are ``(N*T, C, H, W)``."""
+
+    def forward(self, branch: Tensor, shortcut: Tensor) -> Tensor:
+        return branch + shortcut
+
+
+class VideoStochasticDepth(Join):
+    """Drops the residual branch with probability ``p`` for whole videos: one random draw for all T frames.
+
+    Branches that are kept are multiplied by ``1 / (1 - p)``. Product and sum are one step, because a product of its own
+    would cost as much time as the sum.
+    """
 
     def __init__(self, p: float, num_segments: int):
-        super().__init__(p, mode="row")
-        self.num_segments = num_segments
+        super().__init__()
+        self.p, self.num_segments = p, num_segments
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.unflatten(0, (-1, self.num_segments))).flatten(0, 1)
+    def forward(self, branch: Tensor, shortcut: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(branch, shortcut)
+        kept = 1 - self.p
+        factors = branch.new_empty(len(branch) // self.num_segments).bernoulli_(kept)  # (N)
+        if kept > 0:
+            factors = factors / kept
+        factors = factors.repeat_interleave(self.num_segments)[:, None, None, None]  # (N*T, 1, 1, 1)
+        return torch.addcmul(shortcut, branch, factors)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}, num_segments={self.num_segments}"
 
 
 def _with_channels(conv: nn.Conv2d, in_channels: int) -> nn.Conv2d:
@@ -151,7 +171,7 @@ class VideoNetwork(nn.Module):
             block.num_segments = num_segments
             p = stochastic_depth * i / (len(blocks) - 1)
             if p > 0:
-                block.drop = VideoStochasticDepth(p, num_segments)
+                block.join = VideoStochasticDepth(p, num_segments)
         self.freeze()
 
     def blocks(self) -> Iterator[tuple[int, int, Block]]:

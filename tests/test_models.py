@@ -126,15 +126,15 @@ def test_dropout_is_drawn_for_each_frame():
 
 def test_stochastic_depth_is_drawn_for_each_video_and_grows_linearly():
     model = build_model("rsanet_r50", 5, 4)
-    p = [getattr(block.drop, "p", 0.0) for _, _, block in model.blocks()]
+    p = [getattr(block.join, "p", 0.0) for _, _, block in model.blocks()]
     assert p == pytest.approx([0.2 * i / 15 for i in range(16)])
-    drop = list(model.blocks())[-1][2].drop.train()
+    join, branch = list(model.blocks())[-1][2].join.train(), torch.ones(100 * 4, 2, 1, 1)
     torch.manual_seed(0)
-    y = drop(torch.ones(100 * 4, 2, 1, 1)).view(100, 4, 2)
+    y = (join(branch, 3 * branch) - 3).view(100, 4, 2)
     assert (y == y[:, :1, :1]).all()  # all frames of a video share one draw
     values = set(y[:, 0, 0].tolist())
     assert values == {0.0, 1.25}  # the kept branches (probability 0.8) are scaled up
-    assert torch.equal(drop.eval()(torch.ones(8, 1, 1, 1)), torch.ones(8, 1, 1, 1))
+    assert torch.equal(join.eval()(branch, 3 * branch), 4 * branch)
 
 
 def test_partial_bn_trains_the_first_only():

@@ -316,7 +316,7 @@ def test_frozen_norms_and_other_inputs():
 
 def test_recomputed_blocks_and_stochastic_depth():
     model = build_model("rubiksnet_tiny", 5, 4, stochastic_depth=0.2).train()
-    p = [getattr(block.drop, "p", 0.0) for _, _, block in model.blocks()]
+    p = [getattr(block.join, "p", 0.0) for _, _, block in model.blocks()]
     assert p == pytest.approx([0.2 * i / (len(p) - 1) for i in range(sum(TINY_LAYERS))])
     model = build_model("rubiksnet_tiny", 5, 4).double().train()
     gradients = []
