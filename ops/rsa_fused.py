@@ -24,7 +24,7 @@ from torch import Tensor
 from .rsa_forms import Chunk, ConvolvedContext, MapContext, Relation
 
 CHUNK_BYTES = 2 << 20  # size of a chunk's small matrices; larger chunks leave the cache
-CHUNK_KERNELS = 1
+CHUNK_KERNELS = 1.5
 MAPS_PAY = 2  # MapContext must need 2 times less arithmetic, because its products are smaller
 MAP_BYTES = 16 << 20  # limit for the weights that MapContext expands
 EPSILON = 1e-6
@@ -174,7 +174,7 @@ class _Sizes:
         """Slices of frames of one clip, or of whole clips, whose matrices take about CHUNK_BYTES."""
         n, t, h, w = self.positions
         area = max(1, h * w)
-        room = max(1, CHUNK_BYTES // (area * self.matrix_bytes), -(-CHUNK_KERNELS * self.kernel // area))  # frames
+        room = max(1, CHUNK_BYTES // (area * self.matrix_bytes), int(-(-CHUNK_KERNELS * self.kernel // area)))  # frames
         clips, frames = _even(n, max(1, room // max(1, t))), _even(t, room)
         for clip in range(0, n, clips):
             for start in range(0, t, frames):
