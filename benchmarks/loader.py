@@ -98,7 +98,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--precision", default="fp32", choices=["fp32", "tf32", "bf16", "fp16"])
     parser.add_argument("--pixels", nargs="+", default=list(PIXELS), choices=list(PIXELS))
-    parser.add_argument("--workers", type=int, default=processes_and_cores()[1], metavar="W", help="default: the number of cores")
+    parser.add_argument(
+        "--workers", type=int, default=processes_and_cores()[1], metavar="W", help="default: one per core"
+    )
     parser.add_argument("--num_segments", type=int, default=16, metavar="T")
     parser.add_argument("--size", type=int, default=224, metavar="PX")
     parser.add_argument("--clips", type=int, default=2, metavar="N", help="clips in a step")

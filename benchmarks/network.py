@@ -10,6 +10,7 @@ table also has the peak memory of a pass, which does not count weights, gradient
 
 import argparse
 import csv
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -105,15 +106,18 @@ def count(model: str, args: argparse.Namespace) -> tuple[int, float]:
         return costs(build_model(model, CLASSES, args.num_segments), args.num_segments, size=224)
 
 
-def has_backends(model: str, args: argparse.Namespace) -> bool:
-    """Whether an operator of the network has several paths."""
+def variants_of(model: str, args: argparse.Namespace) -> list[Variant]:
+    """The rows of a network. A path of RSA that cannot be used on this device has none, and a line says why."""
+    device, backends = torch.device(args.device), []
     with torch.device("meta"):
         network = build_model(model, CLASSES, args.num_segments)
-    return bool(network.describe_backends(torch.device(args.device)))
-
-
-def variants_of(model: str, args: argparse.Namespace) -> list[Variant]:
-    backends = args.rsa_backends if has_backends(model, args) else ["auto"]
+    for backend in args.rsa_backends if network.describe_backends(device) else ["auto"]:
+        network.set_backend(backend)
+        found = network.describe_backends(device)
+        if all(line.partition(": ")[2].startswith(f"{backend} (") for line in found):
+            backends.append(backend)
+        else:
+            print(f"left out: {model}, {backend}: {found[0]}", file=sys.stderr, flush=True)
     return [Variant(model, backend, compiled) for backend in backends for compiled in COMPILED[args.compile]]
 
 
@@ -150,7 +154,8 @@ def row(variant: Variant, found: Measured, plain: Measured, counts: tuple, args:
 def table(models: list[str], plain: str, args: argparse.Namespace) -> list[list]:
     """Print the table of one precision and number of frames; returns its rows for the CSV file."""
     base, lines = Variant(plain), []
-    groups = [list(dict.fromkeys([base, *variants_of(model, args)])) for model in dict.fromkeys([plain, *models])]
+    groups = [[base], *(list(dict.fromkeys([base, *variants_of(model, args)])) for model in models)]
+    groups = groups[plain in models :]  # TSN is in every group
     if not args.one_by_one:
         groups = [list(dict.fromkeys(variant for group in groups for variant in group))]
     counts = {}
@@ -162,7 +167,7 @@ def table(models: list[str], plain: str, args: argparse.Namespace) -> list[list]
         rows = [
             row(variant, found[variant], found[base], counts[variant.model], args)
             for variant in group
-            if i == 0 or variant != base
+            if i == 0 or variant != base  # TSN has one row
         ]
         if rows:
             print("\n".join(line for line, _ in rows), flush=True)
@@ -203,7 +208,7 @@ def main() -> None:
         keep_freed_memory()
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-    models = args.models or [name for name in list_models(toy=False) if name != "tsn_r50"]
+    models = args.models or list_models(toy=False)
     plain = "tsn_tiny" if models[0] in list_models(toy=True) else "tsn_r50"
     lines = []
     for precision in args.precision:
