@@ -73,6 +73,7 @@ class Table:
             if row[0] != "geometric mean":  # of the items of one program; the report computes it from all items
                 found.setdefault(row[0].partition(",")[0], []).append(row)
         self.items |= found
+        self.failed = [item for item in self.failed if item not in found]
 
     def done(self, item: str) -> bool:
         rows = self.items.get(item, [])
@@ -175,7 +176,7 @@ class Record:
             row = self.rows.get(name, Row(name, NOT_RUN, "not reached yet", 0))
             figure = " ".join(row.figure.split()).replace("|", "\\|")
             lines.append(f"| {row.name} | {row.result} | {figure} | {row.seconds:.0f} |")
-        if self.rows:
+        if any(table.rows for table in self.tables.values()):
             results = {name: row.result for name, row in self.rows.items()}
             tables = {name: table.rows for name, table in self.tables.items()}
             lines += ["", *advice(results, tables, self.facts["half precision"])]
