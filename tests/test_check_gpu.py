@@ -265,6 +265,13 @@ def test_gpus_and_driver_are_named(tmp_path, monkeypatch):
     assert facts["GPU"] == "2 x NVIDIA X, 1 x NVIDIA Y" and facts["driver"] == "580.1"
 
 
+@pytest.mark.parametrize(("gigabytes", "clips"), [(139.8, 16), (79.6, 8), (47.5, 4), (23.6, 2), (7.8, 2), (500, 16)])
+def test_a_smaller_gpu_gets_fewer_clips(gigabytes, clips, monkeypatch):
+    memory = argparse.Namespace(total_memory=int(gigabytes * 2**30))
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: memory)
+    assert check_gpu.clips_of_a_gpu() == clips
+
+
 def test_what_a_gpu_lacks_counts_neither_way(tmp_path):
     place = gpu_checks.Place("cuda", 1, False, Steps(tmp_path, 60, threads=1), tmp_path / "none.yaml")
     without = {check.name for check in gpu_checks.CHECKS if "bf16" in check.name or "two NCCL" in check.name}
