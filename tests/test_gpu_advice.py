@@ -134,6 +134,8 @@ def test_missing_rows_change_nothing():
         if row[2] == "triton":
             row[3:] = ["failed: OutOfResources: shared memory", "", ""]
     assert chosen_path({operator_check("fp32"): failed}, "fp32", ())[0] == "fused, 64 MB chunks"
+    lines = [line for line in path_lines(AGREE, {operator_check("fp32"): failed[::-1]}) if line.startswith("| fp32 ")]
+    assert len(lines) == 4 and all(line.endswith("| fused, 64 MB chunks |") and "nan" not in line for line in lines)
     assert {reached for _, _, reached in aims(AGREE, {})} == {None}
 
 

@@ -75,6 +75,24 @@ def test_compiled_networks_have_rows_beside_the_others(monkeypatch, capsys, grou
     assert groups[2] == ["tsn_tiny", "tsn_tiny, compiled", "tsm_tiny, compiled"] and len(groups) == 3
 
 
+def test_networks_take_turns_and_their_peaks_are_measured_last(monkeypatch):
+    calls = []
+
+    def passes(variant, args):
+        return {kind: lambda kind=kind: calls.append(f"{variant.name} {kind}") for kind in network.PASSES}
+
+    monkeypatch.setattr(network, "passes", passes)
+    monkeypatch.setattr(network, "peak_memory", lambda run, device: float(len(calls)))
+    monkeypatch.setattr("torch.cuda.synchronize", lambda: None)
+    variants = [Variant("tsn_tiny"), Variant("tsn_tiny", compiled=True)]
+    found = network.measure(variants, argparse.Namespace(device="cuda", rounds=1))
+    pair = ["tsn_tiny training", "tsn_tiny, compiled training"]
+    tests = [name.replace("training", "test") for name in pair]
+    assert calls == ["tsn_tiny, compiled training", "tsn_tiny, compiled test", *(pair * 3), *(tests * 3)]
+    assert [found[variant].peaks for variant in variants] == [[8.0, 14.0]] * 2
+    assert found[variants[0]].compiling is None and found[variants[1]].compiling >= 0
+
+
 def test_a_path_that_cannot_be_used_has_no_row(capsys):
     args = argparse.Namespace(device="cpu", num_segments=8, rsa_backends=["triton", "fused"], compile="false")
     assert network.variants_of("rsanet_tiny", args) == [Variant("rsanet_tiny", "fused")]
