@@ -36,7 +36,8 @@ class Steps:
     def __init__(self, folder: Path, seconds: float, threads: int):
         self.folder, self.start = folder, time.monotonic()
         self.deadline = self.start + seconds
-        self.environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        self.environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
         self.numbers = count()
 
     @property
