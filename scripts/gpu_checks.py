@@ -1,7 +1,6 @@
 """The checks of ``scripts.check_gpu``. Each is a function that returns its figure or raises an error."""
 
 import importlib.util
-import re
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -15,11 +14,11 @@ import numpy as np
 from engine.log_lines import read_log
 from models import list_models
 
+from .gpu_record import Record
 from .steps import ROOT, StepFailed, Steps
 
 MODELS = ("rsanet_tiny", "sda_tsm_tiny")
 TINY = tuple(list_models(toy=True))
-PAPERS = ("tsm_r50", "sda_tsn_r50", "sda_tsm_r50", "rsanet_r50")  # all networks would take longer than this check may
 # Dropout and stochastic depth are off, because GPU and CPU draw different random numbers. cuDNN uses the same
 # algorithms in each run.
 TRAINING = {"epochs": 2, "global_batch_size": 8, "lr": 0.02, "workers": 2, "num_segments": 8, "dropout": 0}
@@ -30,7 +29,7 @@ TRAINING |= {"stochastic_depth": 0, "print_every": 1, "pretrained": "none", "cud
 # means the same arithmetic, except for the order of a GPU's sums.
 LOSS_TOLERANCE = {"fp32": 0.02, "compiled": 0.02, "bf16": 0.05, "fp16": 0.1, "same": 0.01}
 SCORE_TOLERANCE = 1e-3  # of the largest score
-RUN, COMPILED, EXPORT, TEST, BENCHMARK = 90, 300, 120, 200, 150  # time limits of the steps in seconds
+RUN, COMPILED, EXPORT, TEST = 90, 300, 120, 200  # time limits of the steps in seconds
 
 
 class Differs(Exception):
@@ -54,9 +53,15 @@ class Place:
     bf16: bool
     steps: Steps
     dataset: Path  # YAML
-    tables: dict[str, str] = field(default_factory=dict)  # output of the benchmarks, for the report
+    clips: int = 2  # in a pass of a benchmark
+    record: Record | None = None  # the results so far
     shared: dict[object, Future] = field(default_factory=dict)
     lock: Lock = field(default_factory=Lock)
+
+    @property
+    def half(self) -> str:
+        """The 16-bit format of the device."""
+        return "bf16" if self.bf16 else "fp16"
 
     def once(self, key: object, make: Callable[[], object]) -> object:
         """Return or raise the result of ``make``.
@@ -239,32 +244,6 @@ def fused_tests(place: Place) -> str:
     return kernel_tests(place, "test_rsa_fused.py", place.device)
 
 
-# Benchmarks
-
-
-def benchmark(place: Place, module: str, on_gpu: list[object], rehearsal: list[object]) -> str:
-    """Run a benchmark. Its table goes into the report."""
-    flags = on_gpu if place.device == "cuda" else rehearsal
-    output = place.steps.python("-m", module, "--device", place.device, *flags, limit=BENCHMARK)
-    lines = [line for line in output.splitlines() if not re.match(r"  round \d+ of", line)]
-    command = " ".join(map(str, ["python -m", module, *flags]))
-    place.tables[command] = "\n".join(lines).strip()
-    return f"`{command}`, table below"
-
-
-def rsa_benchmark(place: Place) -> str:
-    dtype = "bfloat16" if place.bf16 else "float16"
-    on_gpu = ["--dtype", dtype, "--rounds", 5, "--stages", "res3"]  # a stage takes about a minute
-    rehearsal = ["--clips", 1, "--num_segments", 2, "--rounds", 1, "--stages", "res5"]
-    return benchmark(place, "benchmarks.rsa", on_gpu, rehearsal)
-
-
-def network_benchmark(place: Place) -> str:
-    precision = "bf16" if place.bf16 else "fp16"
-    on_gpu = [*PAPERS, "--precision", precision, "--rounds", 3, "--rsa_backends", "fused", "triton"]
-    return benchmark(place, "benchmarks.network", on_gpu, ["rsanet_tiny", "--size", 32, "--rounds", 1])
-
-
 def last_line(output: str) -> str:
     return output.strip().rpartition("\n")[2]
 
@@ -290,6 +269,4 @@ CHECKS = [
     Check("gradients of the tiny networks", partial(devices, kind="gradients", models=TINY)),
     Check("tests of RSA's Triton kernels", triton_tests),
     Check("tests of RSA's fused path", fused_tests),
-    Check("benchmarks.network", network_benchmark, alone=True),
-    Check("benchmarks.rsa", rsa_benchmark, alone=True),
 ]

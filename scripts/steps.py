@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -35,7 +36,8 @@ class Steps:
     def __init__(self, folder: Path, seconds: float, threads: int):
         self.folder, self.start = folder, time.monotonic()
         self.deadline = self.start + seconds
-        self.environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        self.environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
         self.numbers = count()
 
     @property
@@ -47,10 +49,19 @@ class Steps:
         """End the time budget now. This is needed after Ctrl-C, because Ctrl-C does not reach the programs."""
         self.deadline = self.start
 
-    def python(self, *words: object, limit: float, cwd: Path | None = None, kill_at: str | None = None) -> str:
+    def python(
+        self,
+        *words: object,
+        limit: float,
+        cwd: Path | None = None,
+        kill_at: str | None = None,
+        watch: Callable[[str], None] | None = None,
+    ) -> str:
         """Run ``python *words`` for at most ``limit`` seconds; returns its output of both streams.
 
-        With ``kill_at``, the program and all processes that it started get SIGKILL as soon as it prints this text.
+        With ``kill_at``, the program and all processes that it started get SIGKILL as soon as it prints this text. With
+        ``watch``, the output so far is passed to this function whenever there is more of it, and ``limit`` is the
+        longest time without more output.
 
         Errors: ``StepFailed``, also if that text never appears; ``OutOfTime``.
         """
@@ -70,8 +81,12 @@ class Steps:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C then reaches only this process
             )
+        seen = 0
         try:
             while process.poll() is None:
+                if watch and (size := log.stat().st_size) > seen:
+                    seen, end = size, time.monotonic() + limit
+                    watch(_text(log))
                 if kill_at and kill_at in _text(log):
                     return _text(log)
                 if time.monotonic() >= self.deadline:
@@ -83,6 +98,8 @@ class Steps:
             if process.poll() is None:
                 kill_all(process.pid)
                 process.wait()
+            if watch:
+                watch(_text(log))
         if process.returncode or kill_at:
             missing = f" before it printed {kill_at!r}" if kill_at else ""
             raise StepFailed(f"exit status {process.returncode}{missing}", _text(log), process.returncode)

@@ -145,6 +145,22 @@ def test_a_step_that_is_stopped_takes_all_it_started_along(tmp_path):
         steps.python("-c", "print('ended')", limit=60, kill_at="never")
 
 
+@pytest.mark.parametrize("given", ["", "/packages/of/mine"])
+def test_programs_find_our_packages_and_those_of_the_user(tmp_path, monkeypatch, given):
+    monkeypatch.setenv("PYTHONPATH", given)
+    output = Steps(tmp_path, 60, threads=1).python("-c", "import sys; print(sys.path[1:3])", limit=60)
+    assert output.startswith(f"['{ROOT}', '{given}" if given else f"['{ROOT}', '/") and "''" not in output
+
+
+def test_a_watched_program_may_take_long_if_it_prints(tmp_path):
+    code = "import time\nfor i in range(5): print(i, flush=True); time.sleep(0.7)\nprint('end')"
+    seen = []
+    output = Steps(tmp_path, 60, threads=1).python("-c", code, limit=2.4, watch=seen.append)
+    assert seen[-1] == output == "0\n1\n2\n3\n4\nend\n" and len(seen) > 2
+    with pytest.raises(StepFailed, match="no end after 2 s"):
+        Steps(tmp_path, 60, threads=1).python("-c", code, limit=2.4)
+
+
 def test_what_several_checks_need_is_made_once_and_fails_for_all(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.executable", quick_python.executable())
     place = gpu_checks.Place("cpu", 1, True, Steps(tmp_path, 60, threads=1), tmp_path / "none.yaml")
@@ -263,6 +279,13 @@ def test_gpus_and_driver_are_named(tmp_path, monkeypatch):
     stub.chmod(0o755)
     facts = check_gpu.machine_and_versions("cuda")
     assert facts["GPU"] == "2 x NVIDIA X, 1 x NVIDIA Y" and facts["driver"] == "580.1"
+
+
+@pytest.mark.parametrize(("gigabytes", "clips"), [(139.8, 16), (79.6, 8), (47.5, 4), (23.6, 2), (7.8, 2), (500, 16)])
+def test_a_smaller_gpu_gets_fewer_clips(gigabytes, clips, monkeypatch):
+    memory = argparse.Namespace(total_memory=int(gigabytes * 2**30))
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: memory)
+    assert check_gpu.clips_of_a_gpu() == clips
 
 
 def test_what_a_gpu_lacks_counts_neither_way(tmp_path):

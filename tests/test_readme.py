@@ -135,6 +135,8 @@ def toy_form(command: str) -> str:
         return f"{command} --clips 1 --num_segments 2 --rounds 1 --stages res5"
     if command == "python -m benchmarks.network":
         return f"{command} rsanet_tiny --size 32 --rounds 1"
+    if command == "python -m benchmarks.loader":
+        return f"{command} tsn_tiny --size 32 --num_segments 2 --steps 2 --videos 2 --workers 1 --pixels fast"
     if command == "python -m benchmarks.released":
         return f"{command} --size 0.0625 --rounds 1"
     if command == "python -m benchmarks.video":
