@@ -90,7 +90,7 @@ def with_chunks(run: Callable[[], None], size: int | None) -> Callable[[], None]
 
     def chunked():
         own = rsa_fused.CHUNK_BYTES
-        rsa_fused.CHUNK_BYTES = own if size is None else size
+        rsa_fused.CHUNK_BYTES = own if size is None else dict.fromkeys(own, size)
         try:
             run()
         finally:

@@ -37,7 +37,7 @@ class WithAuxiliary(NamedTuple):
 
 
 class Block(nn.Module):
-    """A block of a frame network: ``compute`` is its forward pass, ``join`` adds its residual branch to the shortcut."""
+    """A block of a frame network: ``compute`` is its forward pass, ``join`` adds residual branch and shortcut."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

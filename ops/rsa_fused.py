@@ -23,8 +23,10 @@ from torch import Tensor
 
 from .rsa_forms import Chunk, ConvolvedContext, MapContext, Relation
 
-CHUNK_BYTES = 2 << 20  # size of a chunk's small matrices; larger chunks leave the cache
-CHUNK_KERNELS = 1.5
+# The size of a chunk's small matrices, by type of device. On a CPU, larger chunks leave the cache and take more memory.
+# A GPU needs many positions at a time; its value was not measured.
+CHUNK_BYTES = {"cpu": 2 << 20, "cuda": 64 << 20}
+CHUNK_KERNELS = 1.5  # a chunk has at least as many positions as 1.5 kernels, because each chunk lays out the weights
 MAPS_PAY = 2  # MapContext must need 2 times less arithmetic, because its products are smaller
 MAP_BYTES = 16 << 20  # limit for the weights that MapContext expands
 EPSILON = 1e-6
@@ -160,7 +162,9 @@ class _Sizes:
         laid_out = 4 * area**2 * taps * columns  # bytes
         self.by_maps = by_maps * MAPS_PAY < value * columns * prod(kernel) and laid_out < MAP_BYTES
         context_matrix = 2 * num_heads * taps * area if self.by_maps else value * columns
-        self.matrix_bytes = 4 * max(self.keys * self.latent, context_matrix)  # of a position, in float32
+        matrix_bytes = projected.element_size() * max(self.keys * self.latent, context_matrix)  # of a position
+        room = CHUNK_BYTES.get(projected.device.type, CHUNK_BYTES["cpu"]) / matrix_bytes  # positions
+        self.chunk_positions = max(room, CHUNK_KERNELS * self.kernel)
 
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """(N, T, H, W, E) -> queries (N, T, H, W, L, K), keys (N, T, H, W, K), values (N, T, H, W, V)."""
@@ -173,8 +177,7 @@ class _Sizes:
     def chunks(self):
         """Slices of frames of one clip, or of whole clips, whose matrices take about CHUNK_BYTES."""
         n, t, h, w = self.positions
-        area = max(1, h * w)
-        room = max(1, CHUNK_BYTES // (area * self.matrix_bytes), int(-(-CHUNK_KERNELS * self.kernel // area)))  # frames
+        room = max(1, round(self.chunk_positions / max(1, h * w)))  # frames
         clips, frames = _even(n, max(1, room // max(1, t))), _even(t, room)
         for clip in range(0, n, clips):
             for start in range(0, t, frames):

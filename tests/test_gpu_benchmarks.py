@@ -109,7 +109,7 @@ def sizes(monkeypatch):
     found = {}
 
     def operator(path, stage, training, args):
-        return lambda: found.setdefault(path, []).append(rsa_fused.CHUNK_BYTES) or time.sleep(1e-4)
+        return lambda: found.setdefault(path, []).append(rsa_fused.CHUNK_BYTES["cpu"]) or time.sleep(1e-4)
 
     monkeypatch.setattr(rsa, "operator", operator)
     monkeypatch.setattr(rsa, "rates", lambda args: (1e9, 1e9))
@@ -117,12 +117,12 @@ def sizes(monkeypatch):
 
 
 def test_each_row_of_the_fused_path_has_its_chunk_size(monkeypatch, capsys, sizes):
-    own = rsa_fused.CHUNK_BYTES
+    own = rsa_fused.CHUNK_BYTES["cpu"]
     table = rows(run(rsa, monkeypatch, capsys, *TINY, "--chunk_mb", 0.5, 64)[0])
     names = ["reference", "fused", "fused, 0.5 MB chunks", "fused, 64 MB chunks"]
     assert [row[2] for row in table[1:5]] == names and [row[2] for row in table[5:9]] == names
     assert {*sizes["fused"]} == {own, 2**19, 2**26} and {*sizes["reference"]} == {own}
-    assert sizes["fused"][:3] == [own, 2**19, 2**26] and own == rsa_fused.CHUNK_BYTES
+    assert sizes["fused"][:3] == [own, 2**19, 2**26] and own == rsa_fused.CHUNK_BYTES["cpu"]
     table = rows(run(rsa, monkeypatch, capsys, *TINY, "--chunk_mb", 64, "--paths", "reference")[0])
     assert {row[2] for row in table[1:]} == {"reference"}
     with pytest.raises(SystemExit):

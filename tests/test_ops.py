@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradgradcheck
 
-from ops import RSA, SDA, TemporalShift
+from ops import RSA, SDA, ShiftedConv2d, TemporalShift
 from ops.rsa import RELATIONS
 from ops.sda import DEPENDENCIES, SQUEEZES, _average_to
 
@@ -177,6 +177,39 @@ def test_temporal_shift_compiled_and_its_gradient():
     assert gradgradcheck(shift, x)
     frames = torch.randn(6, 8, 4, 4).contiguous(memory_format=torch.channels_last)
     assert shift(frames).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("shape", "frames", "outputs", "kernel", "multiplies"),
+    [
+        ((6, 17, 4, 3), 3, 5, 1, True),
+        ((2, 16, 3, 3), 1, 4, 1, True),  # no frame has a neighbour
+        ((4, 5, 3, 2), 2, 3, 1, True),  # too few channels for a shift
+        ((6, 16, 4, 4), 3, 4, 3, False),
+    ],
+)
+def test_shifted_convolution(shape, frames, outputs, kernel, multiplies):
+    """The result and the gradients are those of a convolution after the shift, in any layout and number format."""
+    conv = torch.nn.Conv2d(shape[1], outputs, kernel, padding=kernel // 2, bias=False)
+    shifted, x = ShiftedConv2d(conv, frames), torch.randn(shape).requires_grad_()
+    assert shifted.weight is conv.weight and [*shifted.state_dict()] == ["weight"]
+    y = conv(TemporalShift(frames)(x))
+    gradient = torch.randn_like(y)
+    expected = y, *torch.autograd.grad(y, (x, conv.weight), gradient)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        frame_by_frame = x.detach().contiguous(memory_format=layout).requires_grad_()
+        y = shifted(frame_by_frame)
+        assert (y.grad_fn.name() == "PermuteBackward0") == (multiplies and layout == torch.channels_last)
+        found = y, *torch.autograd.grad(y, (frame_by_frame, conv.weight), gradient)
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert shifted(frame_by_frame).dtype == torch.bfloat16
+    compiled = torch.compile(shifted, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(frame_by_frame), y, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="frames are not a multiple of num_segments 5"):
+        ShiftedConv2d(conv, 5)(frame_by_frame)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

@@ -108,7 +108,7 @@ def test_error_on_odd_sizes(shape, kernel_size, heads, dims, variant, stride, fo
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rsa_fused, "MAPS_PAY", FORMS[form])
         if one_frame_chunks:
-            patch.setattr(rsa_fused, "CHUNK_BYTES", 1)
+            patch.setattr(rsa_fused, "CHUNK_BYTES", {"cpu": 1})
             patch.setattr(rsa_fused, "CHUNK_KERNELS", 0)
         assert_as_exact_as_the_plain_path(rsa, (n, rsa.in_channels, t, h, w), dtype, draws=4)
 
@@ -159,11 +159,32 @@ def test_narrow_maps_are_by_maps():
 @pytest.mark.parametrize("form", FORMS)
 def test_gradients(kernel_type, feat_type, form, monkeypatch):
     monkeypatch.setattr(rsa_fused, "MAPS_PAY", FORMS[form])
-    monkeypatch.setattr(rsa_fused, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(rsa_fused, "CHUNK_BYTES", {"cpu": 1})
     monkeypatch.setattr(rsa_fused, "CHUNK_KERNELS", 0)
     rsa = RSA(4, 4, 2, kernel_size=3, kernel_type=kernel_type, feat_type=feat_type, backend="fused").double()
     x = torch.randn(1, 4, 2, 3, 2, dtype=torch.float64, requires_grad=True)
     assert gradcheck(lambda x, *_: rsa(x), (x, *rsa.parameters()))
+
+
+@pytest.mark.parametrize("backend", ["reference", "fused"])
+def test_gradients_are_the_same_each_time(backend):
+    torch.manual_seed(0)
+    rsa, x = RSA(64, 64, backend=backend), torch.randn(2, 64, 4, 16, 16)
+    weight = torch.randn_like(rsa(x))
+    first, second = (results(rsa, backend, torch.float32, x, weight) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize(("positions", "expected"), [(1, 1), (24, 1), (40, 2), (80, 4), (161, 8)])
+def test_chunks_are_adjacent_in_memory(positions, expected, monkeypatch):
+    """A chunk is frames of one clip, or whole clips. Together, the chunks are all positions."""
+    rsa, projected = RSA(8, 8, 2, kernel_size=3), torch.arange(3 * 4 * 4 * 5).view(3, 4, 4, 5, 1)
+    sizes = rsa_fused._Sizes(projected.expand(-1, -1, -1, -1, 16), rsa.H2.weight, rsa.H1.weight, rsa.G.weight, 2)
+    monkeypatch.setattr(sizes, "chunk_positions", positions)
+    found = [projected[chunk.clips, chunk.frames] for chunk in sizes.chunks()]
+    assert all((part.flatten().diff() == 1).all() for part in found)
+    assert torch.equal(torch.cat([part.flatten() for part in found]), projected.flatten())
+    assert found[0].shape[:2].numel() == expected
 
 
 def test_no_clips():
