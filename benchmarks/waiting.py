@@ -39,15 +39,17 @@ def simulate(
     kinds = {"varied": f"log-normal times of clips, deviation {DEVIATION:g} of the mean"}
     kinds = {"even": "all clips take the same time"} | kinds
     kinds |= {"stalls": f"1 batch in {1 / STALL_SHARE:.0f} takes {STALL} steps longer, else even"}
+    kinds |= {"deep": f"the same stalls, {2 * PREFETCH} batches ready in each process"}
     for kind, told in kinds.items():
         for count in gpus:
             rng, shape = np.random.default_rng(seed), (steps, 1, count)
             making = np.broadcast_to(workers / ratios, (steps, len(RATIOS), count))
             if kind == "varied":  # log-normal of mean 1
                 making = making * rng.lognormal(-SPREAD / 2, SPREAD**0.5, (*shape, clips)).mean(-1)
-            if kind == "stalls":  # the other batches take less, so that the mean stays
+            if kind in ("stalls", "deep"):  # the other batches take less, so that the mean stays
                 making = making + STALL * ((rng.random(shape) < STALL_SHARE) - STALL_SHARE)
-            shares = waiting_share(making, workers, warm_up=steps // 10)
+            prefetch = 2 * PREFETCH if kind == "deep" else PREFETCH
+            shares = waiting_share(making, workers, prefetch, warm_up=steps // 10)
             rows.append([told, str(count), *(f"{100 * share:.1f} %" for share in shares)])
     title = "Share of the time that GPUs wait for data, by the mean speed of the loader / the speed of the GPUs; "
     title += f"{steps} steps, {workers} loading processes a GPU, {PREFETCH} batches of {clips} clips ready in each"
