@@ -11,13 +11,16 @@ during the backward pass, so a step takes the longer of both times at best, and 
 
 import argparse
 import csv
+import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch.utils.data import Dataset
 
 from data import collate, load_dataset_config
 from engine.batch import BatchPlan, plan_batch
@@ -28,7 +31,7 @@ from engine.network import build_from_recipe
 from engine.schedule import is_validated
 
 from .input import draw_videos, print_table
-from .measure import machine, medians
+from .measure import machine
 from .waiting import simulate
 
 CLASSES, BYTES = 174, 4  # gradients are float32 in every precision
@@ -55,8 +58,7 @@ class PaperRun:
 
     @property
     def learning_rate(self) -> float:
-        scale = self.plan.global_batch / self.recipe.global_batch_size
-        return self.recipe.lr * scale if self.recipe.scale_lr else self.recipe.lr
+        return self.recipe.lr * (self.plan.global_batch / self.recipe.global_batch_size if self.recipe.scale_lr else 1)
 
     @property
     def clips_per_gpu(self) -> int:
@@ -89,19 +91,23 @@ def paper_run(model: str, dataset: str, gpus: int, frames: int | None, batch_siz
 def loader_speed(dataset: str, recipe: Recipe, rounds: int) -> tuple[float, float]:
     """Training and validation clips that one core of this CPU loads in a second.
 
-    The videos are drawn in the frame size of the dataset, and their files are in memory. A median of ``rounds`` turns.
+    The videos are drawn in the frame size of the dataset, and their files are in memory. The seconds are those that the
+    process computes, so other processes do not count. The result is a median of ``rounds`` turns.
     """
     torch.set_num_threads(1)
+
+    def speed(clips: Dataset, places: list) -> float:
+        times = []
+        for _ in range(rounds + 1):
+            start = time.process_time()
+            collate([clips[place] for place in places])
+            times.append(time.process_time() - start)
+        return len(places) / statistics.median(times[1:])  # the first turn reads the files
+
     with tempfile.TemporaryDirectory() as folder:
         drawn = load_dataset_config(str(draw_videos(Path(folder), 4, DATASETS[dataset][2])))
-        here = replace(recipe, workers=0)
-        loader, val_set = training_data(drawn, here, BatchPlan(4), torch.device("cpu"))
-        runs = {
-            "training": lambda: collate([loader.dataset[0, k] for k in range(4)]),
-            "validation": lambda: collate([val_set[k] for k in range(4)]),
-        }
-        seconds = medians(runs, rounds, "cpu", warm_up=1)
-    return 4 / seconds["training"], 4 / seconds["validation"]
+        loader, val_set = training_data(drawn, replace(recipe, workers=0), BatchPlan(4), torch.device("cpu"))
+        return speed(loader.dataset, [(0, k) for k in range(4)]), speed(val_set, list(range(4)))
 
 
 def measured_speed(file: Path, model: str, recipe: Recipe, precision: str) -> tuple[float, float, str]:
@@ -114,10 +120,12 @@ def measured_speed(file: Path, model: str, recipe: Recipe, precision: str) -> tu
     if not file.is_file():
         raise ConfigError(f"no table {file}; write it on a GPU with 'python -m benchmarks.network --out {file}'")
     with file.open(encoding="utf-8", newline="") as lines:
-        rows = [row for row in csv.DictReader(lines) if not row["machine"].startswith("CPU")]
+        rows = list(csv.DictReader(lines))
     wanted = {"model": model, "num_segments": str(recipe.num_segments), "size": str(recipe.input_size)}
     wanted |= {"precision": precision}
-    rows = [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+    if rows and not {*wanted, "training_clips_per_second", "test_clips_per_second", "machine"} <= rows[0].keys():
+        raise ConfigError(f"{file}: its columns are not those of benchmarks.network; give the file of its --out")
+    rows = [row for row in rows if wanted.items() <= row.items() and not row["machine"].startswith("CPU")]
     if not rows:
         words = ", ".join(f"{key} {value}" for key, value in wanted.items())
         raise ConfigError(f"{file}: no row of a GPU has {words}; run benchmarks.network with these on a GPU")
@@ -153,15 +161,12 @@ def print_runs(runs: list[PaperRun], speed: tuple[float, float | None], loaded: 
             hours = [run.training_hours(seconds) + validation for seconds in (best, worst)]
             own = [str(gpus), str(run.plan), f"{run.learning_rate:g}", f"{link:g}" if gpus > 1 else "-"]
             own += [f"{1e3 * seconds:.1f}" for seconds in ms.values()] + [max(ms, key=ms.get)]
-            rows.append([*own, best_to_worst(hours, ".1f"), best_to_worst([gpus * h for h in hours], ".0f")])
+            shown = [f"{h:.1f}" for h in hours], [f"{gpus * h:.0f}" for h in hours]
+            rows.append(own + [" to ".join(dict.fromkeys(ends)) for ends in shown])
     print_table([*head, "hours", "GPU-hours"], rows)
     print("The hours are those of an exchange that is hidden behind the backward pass, and of one that is not.")
     if not speed[1]:
         print("The hours are of training alone; --test_clips_per_second adds the validations.\n")
-
-
-def best_to_worst(values: list[float], form: str) -> str:
-    return " to ".join(dict.fromkeys(format(value, form) for value in values))
 
 
 def print_authors(run: PaperRun) -> None:
@@ -210,7 +215,6 @@ def positive(number: Callable) -> Callable:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     rate, whole = positive(float), positive(int)
     parser.add_argument("model", nargs="?", default="rsanet_r50", metavar="MODEL", help="default: %(default)s")
     parser.add_argument("--datasets", nargs="+", default=list(DATASETS), choices=list(DATASETS))

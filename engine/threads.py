@@ -1,9 +1,10 @@
 """How PyTorch's threads wait for each other on a CPU. A program imports this file before torch, which reads it once.
 
-GNU's OpenMP, which PyTorch uses on Linux, lets a thread spin for some milliseconds before it sleeps. If another process
-has the core of the last thread, all other threads spin in vain at the end of each operation. A training step then took
-up to 14 times as long. With a shorter spin it took half of that or less, and on free cores at most 6 % more
-(``benchmarks/RESULTS.md``). The results of operations do not depend on it, unlike on the number of threads.
+GNU's OpenMP, which PyTorch uses on Linux, lets a thread spin for some milliseconds before it sleeps. If other processes
+need the cores, all threads of an operation spin in vain until the last one gets a core. Beside three busy processes on
+two cores, a training step took 6 to 14 times as long as on free cores; with a shorter spin it took 3 to 6 times as
+long. On free cores, the shorter spin costs at most 6 % (``benchmarks/RESULTS.md``). The results of operations do not
+depend on it, but they may depend on the number of threads, so this number stays.
 """
 
 import os

@@ -108,6 +108,9 @@ def test_the_table_of_a_gpu(monkeypatch, capsys, tmp_path):
     assert table(text)[0]["hours"] == "5.1"  # 4.8 and 80 x 11,522 clips at 800 clips/s
     with pytest.raises(SystemExit, match="no row of a GPU has model rsanet_r50, num_segments 16, .* precision bf16"):
         program(monkeypatch, capsys, *words, "--precision", "bf16")
+    file.write_text("model,top1\nrsanet_r50,54\n")
+    with pytest.raises(SystemExit, match="its columns are not those of benchmarks.network"):
+        program(monkeypatch, capsys, *words)
     with pytest.raises(SystemExit, match="no table none.csv; write it on a GPU with"):
         program(monkeypatch, capsys, "--measured", "none.csv", *FAST)
 
