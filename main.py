@@ -3,6 +3,9 @@
 import argparse
 from contextlib import ExitStack
 
+import engine.threads  # noqa: F401  before torch, which reads these settings when it is imported
+
+# isort: split
 from data import DataError, list_datasets
 from engine import checkpoint, distributed, flags, log
 from engine.board import Board

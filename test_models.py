@@ -5,6 +5,9 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
+import engine.threads  # noqa: F401  before torch, which reads these settings when it is imported
+
+# isort: split
 import torch
 
 from data import DataError, DatasetConfig, Video, load_dataset_config, open_one_video, read_list

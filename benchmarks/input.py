@@ -40,16 +40,19 @@ SIZE, FRAMES, QUALITY = (427, 240), 48, 90
 SEGMENTS, RESIZED, INPUT = 16, (240, 320), 224
 
 
-def draw_videos(folder: Path, videos: int) -> Path:
-    """A dataset of drawn videos; returns its YAML. Moving waves with noise fill JPEG files as filmed frames do."""
+def draw_videos(folder: Path, videos: int, size: tuple[int, int] = SIZE) -> Path:
+    """A dataset of drawn videos, whose frames have this width and height; returns its YAML.
+
+    Moving waves with noise fill JPEG files as filmed frames do.
+    """
     rng, lines = np.random.default_rng(0), []
-    x, y = np.meshgrid(np.arange(SIZE[0]), np.arange(SIZE[1]))
+    x, y = np.meshgrid(np.arange(size[0]), np.arange(size[1]))
     for k in range(videos):
         waves = rng.uniform(0.02, 0.2, (3, 2)) * rng.choice([-1, 1], (3, 2))
         (folder / f"frames/{k}").mkdir(parents=True)
         for number in range(1, FRAMES + 1):
             colours = [128 + 90 * np.sin(a * x + b * y + number / 5) for a, b in waves]
-            noisy = np.stack(colours, 2) + rng.normal(0, 12, (*SIZE[::-1], 3))
+            noisy = np.stack(colours, 2) + rng.normal(0, 12, (*size[::-1], 3))
             image = Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
             image.save(folder / f"frames/{k}/{number:05d}.jpg", quality=QUALITY)
         lines.append(f"{k} {FRAMES} {k % 2}\n")

@@ -139,6 +139,8 @@ def toy_form(command: str) -> str:
         return f"{command} tsn_tiny --size 32 --num_segments 2 --steps 2 --videos 2 --workers 1 --pixels fast"
     if command == "python -m benchmarks.released":
         return f"{command} --size 0.0625 --rounds 1"
+    if command.startswith("python -m benchmarks.scaling"):
+        return f"{command} --rounds 1 --gpus 8"
     if command == "python -m benchmarks.video":
         return f"{command} --files ssv2 --frames 4 --rounds 1"
     if command == "python -m tests.kill_and_resume --kills 50":
