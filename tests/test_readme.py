@@ -1,4 +1,4 @@
-"""Every command in README runs on toy data. If you add a command there, add its toy form here."""
+"""Every command in README and docs runs on toy data. If you add a command there, add its toy form here."""
 
 import os
 import re
@@ -22,10 +22,11 @@ from engine.log_lines import read_log
 from models import build_model
 
 README = (ROOT / "README.md").read_text()
+PAGES = [README, *(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))]
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+    return [block for page in PAGES for block in re.findall(rf"```{language}\n(.*?)```", page, re.S)]
 
 
 def commands() -> list[str]:
@@ -161,7 +162,7 @@ def toy_form(command: str) -> str:
         return f"{command} {FEW}"
     if command.startswith(("python -m scripts.", "python -m figs.")):
         return command
-    raise AssertionError(f"README publishes a command without a toy form: {command}")
+    raise AssertionError(f"README or docs publish a command without a toy form: {command}")
 
 
 def needed_by(command: str) -> list[str]:
