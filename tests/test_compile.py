@@ -127,7 +127,7 @@ def test_only_training_is_compiled_and_checkpoints_keep_their_names(tmp_path, mo
     more = [*quick_flags(epochs=2), "--ema_decay", 0.5, "--resume", "auto"]
     result = run_inside("main.py", dataset, "tsn_tiny", "--run", "compiled", *more, cwd=tmp_path)
     assert result.returncode == 0 and "compile: yes, because compile is true" in result.stdout, result.stdout
-    content = torch.load(tmp_path / "net_runs" / "compiled" / BEST, weights_only=True)
+    content = torch.load(tmp_path / "net_runs/compiled/resnet_rgb_epoch_2_checkpoint.pth.tar", weights_only=True)
     assert states[0].keys() == content["state_dict"].keys() == content["train_state_dict"].keys() and all(passes)
 
 
