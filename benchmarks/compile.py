@@ -25,7 +25,6 @@ from models import list_models
 from .measure import machine, medians
 from .training import Trainer
 
-
 COLUMNS = ("network", "training, compiled / eager", "test, compiled / eager")
 COLUMNS += ("seconds to compile, training", "test", "eager training steps in these seconds")
 COLUMNS += ("difference of logits", "loss", "gradient norm", "graphs")

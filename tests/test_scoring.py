@@ -1,6 +1,7 @@
 """How test_models.py computes scores: memory layout, precision, many views, and a device that works ahead."""
 
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from score_files import run_test
 from toy_run import make_dataset, quick_flags, run_inside
 
 from data.modality import Modality
+from data.pixels import PIXELS, cut
+from data.transforms import test_crops as crops_of
 from engine import evaluate
 
 BEST = "net_runs/run/resnet_rgb_model_best.pth.tar"
@@ -62,6 +65,20 @@ def test_many_views_become_float_a_batch_at_a_time(trained, seen, monkeypatch):
     many = run_test(*trained, BEST, *views, "--batch_size", 60)[1]
     assert sizes[-4:] == [(torch.uint8, 60)] * 4
     np.testing.assert_allclose(few["scores"], many["scores"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("pixels", PIXELS)
+def test_the_views_of_a_video_are_in_memory_once(pixels):
+    frames = list(np.random.default_rng(0).integers(0, 256, (80, 60, 80, 3), np.uint8))
+    crops = crops_of(80, 60, 10, 48)
+    cut(frames, (80, 60), crops, 48, pixels)  # the first call allocates memory that stays
+    tracemalloc.start()
+    try:
+        views = cut(frames, (80, 60), crops, 48, pixels)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert views.shape == (10, 80, 3, 48, 48) and views.numel() < peak < 1.1 * views.numel()
 
 
 def test_a_device_that_works_ahead_gives_the_same_lines_and_scores(trained, monkeypatch):
