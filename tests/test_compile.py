@@ -104,31 +104,36 @@ def test_values_of_the_key():
 
 
 def test_only_training_is_compiled_and_checkpoints_keep_their_names(tmp_path, monkeypatch):
-    """The backend only traces, because generating code takes minutes (benchmarks/compile.py does it)."""
+    """A run compiles one graph, whatever its validations do.
+
+    The backend only traces, because generating code takes minutes (benchmarks/compile.py does it).
+    """
     dataset = make_dataset(tmp_path)
-    passes, trace = [], torch.compile
+    graphs, passes, trace = [], [], torch.compile
 
     def backend(graph, _):
+        graphs.append(graph)
         return lambda *values: passes.append(torch.is_grad_enabled()) or graph(*values)
 
     monkeypatch.setattr(torch, "compile", lambda model: trace(model, backend=backend, fullgraph=True))
     states = []
     for name, switch in (("eager", "false"), ("compiled", "true")):
-        flags = [*quick_flags(epochs=1, partial_bn="true"), "--compile", switch]
+        flags = [*quick_flags(epochs=2, partial_bn="true"), "--compile", switch]
         result = run_inside("main.py", dataset, "tsn_tiny", "--run", name, *flags, cwd=tmp_path)
         assert result.returncode == 0, result.stdout
         reason = f"because compile is {switch}"
         assert re.search(rf": compile: {'yes' if switch == 'true' else 'no'}, {reason}", result.stdout), result.stdout
-        assert bool(passes) == (switch == "true")
+        assert len(graphs) == bool(passes) == (switch == "true")
         states.append(torch.load(tmp_path / "net_runs" / name / BEST, weights_only=True)["state_dict"])
     assert all(passes) and states[0].keys() == states[1].keys()
     for key, value in states[0].items():
         torch.testing.assert_close(value, states[1][key], rtol=1e-5, atol=1e-6, msg=key)
-    more = [*quick_flags(epochs=2), "--ema_decay", 0.5, "--resume", "auto"]
+    more = [*quick_flags(epochs=3), "--ema_decay", 0.5, "--resume", "auto"]
     result = run_inside("main.py", dataset, "tsn_tiny", "--run", "compiled", *more, cwd=tmp_path)
     assert result.returncode == 0 and "compile: yes, because compile is true" in result.stdout, result.stdout
-    content = torch.load(tmp_path / "net_runs/compiled/resnet_rgb_epoch_2_checkpoint.pth.tar", weights_only=True)
-    assert states[0].keys() == content["state_dict"].keys() == content["train_state_dict"].keys() and all(passes)
+    content = torch.load(tmp_path / "net_runs/compiled/resnet_rgb_epoch_3_checkpoint.pth.tar", weights_only=True)
+    assert states[0].keys() == content["state_dict"].keys() == content["train_state_dict"].keys()
+    assert len(graphs) == 1 and all(passes)  # the resumed network has the same graph
 
 
 def test_a_compiled_network_in_several_processes():
