@@ -6,6 +6,8 @@ from contextlib import ExitStack
 import engine.threads  # noqa: F401  before torch, which reads these settings when it is imported
 
 # isort: split
+import torch
+
 from data import DataError, list_datasets
 from engine import checkpoint, distributed, flags, log
 from engine.board import Board
@@ -67,9 +69,8 @@ def main(args: argparse.Namespace) -> None:
         stop = stack.enter_context(StopRequest())
         saver = checkpoint.Saver(folder, run.settings, run.recipe)
         state, recipe = run.state, run.recipe
-        if recipe.compile:
-            state.model.compile()
-        net = distributed.data_parallel(state.model, device)
+        # Only training is compiled. Validation, checkpoints and averaged weights use the network itself.
+        net = distributed.data_parallel(torch.compile(state.model) if run.compiled else state.model, device)
         while state.epoch < recipe.epochs:
             lr = learning_rate(recipe, state.epoch)
             set_learning_rate(state.optimizer, lr, recipe.lr_multipliers)

@@ -78,7 +78,8 @@ def parse_args() -> argparse.Namespace:
         "--batch_size", type=int, default=16, help="largest number of clips in one forward pass (default 16)"
     )
     parser.add_argument("--workers", type=int, help="number of loading processes")
-    parser.add_argument("--precision", default="fp32", choices=config.CHOICES["precision"], help="default: fp32")
+    formats = "as in training; fp32 (default): as published; auto: on a GPU bf16, or fp16 without bf16; on a CPU fp32"
+    parser.add_argument("--precision", default="fp32", choices=config.CHOICES["precision"], help=formats)
     parser.add_argument("--scores", metavar="out.npz", help="write scores, labels and paths here")
     args = parse_arguments(parser)
     if args.batch_size < 1:
@@ -194,8 +195,8 @@ def name_the_action(args: argparse.Namespace, members: list[Member], precision: 
         item = dataset[0]
         if isinstance(item, DataError):
             raise DataError(f"--video {item}")
-        clips, model = item[0], member.model.to(precision.device)
-        scores.append(score(model, clips[None].to(precision.device), dataset, args.batch_size, precision))
+        clips, model = item[0][None].to(precision.device), member.model.to(precision.device)
+        scores.append(score(model, clips, dataset, args.batch_size, precision).cpu().numpy())
         check_finite(scores[-1], [args.video], member.file)
     kind = average_kind(members, args.average)
     mean = torch.from_numpy(average_members(members, scores, kind))  # (1, K)

@@ -21,20 +21,26 @@ def machine(device: str) -> str:
     return f"{name}, PyTorch {torch.__version__}, Python {platform.python_version()}"
 
 
-def medians(runs: dict[str, Callable[[], None]], rounds: int, device: str, warm_up: int = 2) -> dict[str, float]:
-    """The median seconds of each run.
+def medians(
+    runs: dict[str, Callable[[], None]],
+    rounds: int,
+    device: str,
+    warm_up: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
+    """The median seconds of each run, as ``clock`` counts them.
 
     The runs take turns. A slow moment of the machine therefore affects all of them.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for i in range(rounds + warm_up):
         for name, run in runs.items():
-            start = time.perf_counter()
+            start = clock()
             run()
             if device == "cuda":
                 torch.cuda.synchronize()
             if i >= warm_up:  # earlier rounds compile and allocate memory
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock() - start)
         print(f"  round {i + 1} of {rounds + warm_up}", file=sys.stderr, flush=True)
     return {name: statistics.median(values) for name, values in times.items()}
 

@@ -1,9 +1,9 @@
 """Time and memory cost of each training option: ``python -m benchmarks.training [MODEL ...]``.
 
-Each option is compared with the plain path (fp32, contiguous memory, not compiled). The settings take turns in one
-process, so a slow moment of the machine affects all of them. Ratios are ratios of medians. Peak memory is the memory
-that two steps need in addition to the network. On a CPU it is measured in one process per setting; on a GPU PyTorch
-counts it.
+Each option is compared with the plain path (fp32, contiguous memory, not compiled), in a training step and in a test
+pass of the same clips. The settings take turns in one process, so a slow moment of the machine affects all of them.
+Ratios are ratios of medians. Peak memory is the memory that two steps need in addition to the network. On a CPU it is
+measured in one process per setting; on a GPU PyTorch counts it.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import torch
 from engine import config
 from engine.batch import plan_batch
 from engine.flags import check_model_names
+from engine.memory import keep_freed_memory
 from engine.network import build_for_training
 from engine.optim import build_optimizer
 from engine.precision import Precision
@@ -73,11 +74,22 @@ class Trainer:
         if self.ema is not None:
             self.ema.update_parameters(self.model)
 
+    @torch.no_grad()
+    def test(self) -> torch.Tensor:
+        """The logits of the clips in a test."""
+        self.precision.apply()
+        self.model.eval()
+        with self.precision.autocast():
+            logits = torch.cat([self.model(clips) for clips, _ in self.batches])
+        self.model.train()
+        return logits.float()
 
-def step_times(model: str, settings: dict[str, dict], args: argparse.Namespace) -> dict[str, float]:
-    """The median time of each setting's steps."""
+
+def times_of(model: str, settings: dict[str, dict], args: argparse.Namespace) -> tuple[dict[str, float], ...]:
+    """The median times of each setting's training steps and test passes."""
     trainers = {name: Trainer(model, values, args) for name, values in settings.items()}
-    return medians(trainers, args.steps, args.device)
+    tests = {name: trainer.test for name, trainer in trainers.items()}
+    return tuple(medians(runs, args.steps, args.device) for runs in (trainers, tests))
 
 
 def main() -> None:
@@ -104,17 +116,21 @@ def main() -> None:
         print(peak_memory(Trainer(model, GPU[name], args), args.device))
         return
 
+    if args.device == "cpu":
+        keep_freed_memory()  # as main.py does
     print(f"{machine(args.device)}; a step of {args.clips} clips of {args.num_segments} frames of {args.size} px\n")
-    print("| model | setting | time of a step / plain | peak memory / plain |\n|---|---|---|---|", flush=True)
+    print("| model | setting | time of a step / plain | of a test pass / plain | peak memory / plain |", end="")
+    print("\n|---|---|---|---|---|", flush=True)
     for model in args.models or list_models(toy=False):
-        times = step_times(model, settings, args)
+        training, test = times_of(model, settings, args)
         memory = {name: memory_of("benchmarks.training", model, name) for name in settings}
         for name in settings:
-            shown = f"{times[name] / times['plain']:.2f} | {memory[name] / memory['plain']:.2f} |"
+            cells = [f"{values[name] / values['plain']:.2f}" for values in (training, test, memory)]
             if name == "plain":
-                time_of = f" ({times[name] * 1e3:.0f} ms)" if args.device == "cuda" else ""
-                shown = f"1.00{time_of} | 1.00 ({memory[name]:.0f} MB) |"
-            print(f"| {model} | {name} | {shown}", flush=True)
+                cells[2] += f" ({memory[name]:.0f} MB)"
+                if args.device == "cuda":
+                    cells[:2] = [f"1.00 ({times[name] * 1e3:.0f} ms)" for times in (training, test)]
+            print(f"| {model} | {name} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,8 @@ def _by_pillow(
     frames: Sequence[np.ndarray], size: tuple[int, int], crops: Sequence[Crop], side: int, flow: bool
 ) -> np.ndarray:
     """The crops, (crops, frames, side, side, C)."""
-    views = [[] for _ in crops]
+    channels = frames[0].shape[2:]
+    views = np.empty((len(crops), len(frames), side, side, *channels), np.uint8)
     for i, frame in enumerate(frames):
         part, left, top = _resized_by_pillow(frame, size, crops)
         for view, crop in zip(views, crops, strict=True):
@@ -65,9 +66,8 @@ def _by_pillow(
             if _is_inverted(i, crop, flow):
                 image = ImageOps.invert(image)
             image = image.resize((side, side), BILINEAR)
-            view.append(np.asarray(image.transpose(MIRROR) if crop.mirrored else image))
-    images = np.stack([np.stack(view) for view in views])  # (crops, frames, side, side) and for RGB also 3
-    return images.reshape(*images.shape[:4], -1)
+            view[i] = np.asarray(image.transpose(MIRROR) if crop.mirrored else image)
+    return views if channels else views[..., None]
 
 
 def _is_inverted(i: int, crop: Crop, flow: bool) -> bool:

@@ -41,6 +41,7 @@ def first_few(names: list[str], count: int = 8) -> str:
 
 Size = typing.NewType("Size", object)  # short side, or "HxW", or none
 Interval = typing.NewType("Interval", object)  # steps, or "20m", or none
+Switch = typing.NewType("Switch", object)  # true, false or "auto"
 Factors = typing.NewType("Factors", dict)  # group of parameters -> factor of its learning rate
 
 
@@ -88,7 +89,7 @@ class Recipe:
     # speed and memory
     precision: str
     channels_last: bool
-    compile: bool
+    compile: Switch
     cudnn_benchmark: bool
     activation_checkpointing: bool
     pixels: str
@@ -171,6 +172,7 @@ RANGES = {
 FACTOR = "_lr_mult"  # the ending of flags: --sda_lr_mult 5 means lr_mults: {sda: 5}
 # What runs did that were started before these keys existed.
 BEFORE_KEYS = {
+    "compile": False,
     "pixels": FAITHFUL,
     "units": None,
     "train_frames": "segments",
@@ -261,6 +263,10 @@ def coerce(key: str, value: object) -> object:
         return parse_size(value)
     if kind is Interval:
         return parse_interval(value)
+    if kind is Switch:
+        if value != "auto" and not isinstance(value, bool):
+            raise ConfigError(f"{key} is {shown(value)}; choose from auto, true, false")
+        return value
     if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
             value = float(value)

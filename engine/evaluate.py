@@ -1,7 +1,10 @@
 """Scores every video of a list exactly once, for any number of processes."""
 
 import time
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import numpy as np
 import torch
@@ -19,6 +22,10 @@ from .loading import check_shared_memory, clip_bytes, clips_on_device, make_load
 from .log import info, progress
 from .log_lines import Meter, result_lines, validation_line
 from .precision import Precision
+
+# The number of further batches that a device has to do when the scores of a batch are read. A GPU would otherwise wait
+# while the host logs the scores and launches the next batch. On a CPU, a batch is done when its scores are there.
+BATCHES_AHEAD = {"cuda": 1}
 
 
 def evaluate(
@@ -56,17 +63,13 @@ def evaluate(
     start = time.perf_counter()
     batches = progress(loader, "val")
     batches = map(share.keep_readable, batches) if skip_bad else batches
-    for i, (clips, labels, places) in enumerate(clips_on_device(batches, precision.device)):
-        if stop is not None and stop.requested:
-            break
-        if not len(labels):
-            continue
-        loaded = time.perf_counter()
-        scores = score(model, clips, dataset, batch_size, precision)
+    batches = takewhile(lambda _: stop is None or not stop.requested, clips_on_device(batches, precision.device))
+    for i, labels, places, running in _started(batches, model, dataset, batch_size, precision):
+        scores, seconds = running.finish()
         sums = _sums(scores, labels.numpy(), label_smoothing, dataset.view_average)
         share.add(places.tolist(), scores, sums)
         share.times.update(time.perf_counter() - start)
-        share.speed.update(len(labels) / (time.perf_counter() - loaded))
+        share.speed.update(len(labels) / seconds)
         if i % print_every == 0:
             now, so_far = (means(values, scores.shape[1]) for values in (sums, share.sums))
             info(validation_line(i, len(loader), now, so_far, share.times))
@@ -93,6 +96,48 @@ def _make_loader(
     check_shared_memory(workers, videos * views * clip_bytes(dataset))
     mine = Subset(dataset, range(distributed.rank(), len(dataset), distributed.world_size()))
     return make_loader(mine, workers, device, collate_good if skip_bad else collate, batch_size=videos)
+
+
+def _started(
+    batches: Iterable[tuple], model: nn.Module, dataset: EvalDataset, batch_size: int, precision: Precision
+) -> Iterator[tuple]:
+    """The number, labels, places and ``_Running`` scores of each batch that has clips, in order."""
+    waiting, ahead = deque(), BATCHES_AHEAD.get(precision.device.type, 0)
+    for i, (clips, labels, places) in enumerate(batches):
+        if not len(labels):
+            continue
+        waiting.append((i, labels, places, _Running(model, clips, dataset, batch_size, precision)))
+        if len(waiting) > ahead:
+            yield waiting.popleft()
+    yield from waiting
+
+
+class _Running:
+    """The scores of a batch, which a GPU may still have to compute. ``score`` explains the arguments."""
+
+    def __init__(
+        self, model: nn.Module, clips: torch.Tensor, dataset: EvalDataset, batch_size: int, precision: Precision
+    ):
+        self.gpu = precision.device.type == "cuda"
+        self.start = self._time()
+        self.scores = score(model, clips, dataset, batch_size, precision)
+        if self.gpu:  # the copy starts here, because a later one would also wait for the next batch
+            pinned = torch.empty(self.scores.shape, dtype=self.scores.dtype, pin_memory=True)
+            self.scores = pinned.copy_(self.scores, non_blocking=True)
+        self.end = self._time()
+
+    def _time(self) -> float | torch.cuda.Event:
+        """Now; on a GPU, the event that it has done all that was launched so far."""
+        if not self.gpu:
+            return time.perf_counter()
+        return torch.cuda.current_stream().record_event(torch.cuda.Event(enable_timing=True))
+
+    def finish(self) -> tuple[np.ndarray, float]:
+        """Wait for the scores (N, K); returns them, and the seconds that the device took for them."""
+        if not self.gpu:
+            return self.scores.numpy(), self.end - self.start
+        self.end.synchronize()
+        return self.scores.numpy().copy(), self.start.elapsed_time(self.end) / 1e3
 
 
 @dataclass
@@ -142,10 +187,10 @@ def _gather(share: _Share, dataset: EvalDataset, stop: StopRequest | None) -> tu
 @torch.no_grad()
 def score(
     model: nn.Module, clips: torch.Tensor, dataset: EvalDataset, batch_size: int, precision: Precision
-) -> np.ndarray:
-    """uint8 (N,V,T,C,H,W) -> mean logits or probabilities over views (N,K).
+) -> torch.Tensor:
+    """uint8 (N,V,T,C,H,W) -> mean logits or probabilities over views (N,K), on the device of the clips.
 
-    At most ``batch_size`` clips are in a forward pass.
+    At most ``batch_size`` clips become float and are in a forward pass at the same time.
     """
     n, views = clips.shape[:2]
     logits = []
@@ -159,7 +204,7 @@ def score(
         if label < partner:
             mirrored[..., [label, partner]] = mirrored[..., [partner, label]]
     scores = logits.softmax(-1) if dataset.view_average == "softmax" else logits
-    return scores.mean(1).cpu().numpy()
+    return scores.mean(1)
 
 
 def check_finite(scores: np.ndarray, paths: list[str], name: str) -> None:

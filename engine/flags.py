@@ -16,12 +16,12 @@ from data.messages import one_line
 from models.registry import check_model
 
 from . import config
-from .config import CHOICES, FACTOR, KEYS, ConfigError, Factors, Interval, Recipe, Size
+from .config import CHOICES, FACTOR, KEYS, ConfigError, Factors, Interval, Recipe, Size, Switch
 
 BASE = "tsn_r50"  # the recipe that all others start from; its file has a heading and a text for each key
 METAVARS = {bool: "true|false", int: "INT", float: "FLOAT", str: "TEXT", list[int]: "[INT, ...]", dict: "{KEY: VALUE}"}
 LONGEST = 60  # characters of a list of choices
-METAVARS |= {Size: "SIZE|none", Interval: "INTERVAL|none", Factors: "{GROUP: FACTOR}"}
+METAVARS |= {Size: "SIZE|none", Interval: "INTERVAL|none", Factors: "{GROUP: FACTOR}", Switch: "auto|true|false"}
 
 
 def add_recipe_flags(parser: argparse.ArgumentParser) -> None:

@@ -138,11 +138,6 @@ def build_for_training(
         if recipe.partial_bn:
             raise ConfigError("sync_bn and partial_bn are both true; frozen statistics need no synchronising")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    if recipe.compile and recipe.activation_checkpointing:
-        raise ConfigError(
-            "compile and activation_checkpointing are both true; PyTorch cannot combine them, because batch norm must "
-            "not count the second forward pass; choose one"
-        )
     model.activation_checkpointing(recipe.activation_checkpointing)
     model = model.to(device)
     for line in model.describe_backends(device):

@@ -22,6 +22,7 @@ from reports.accuracy import describe_top5
 
 from . import config, distributed, flags
 from .batch import BatchPlan, plan_batch
+from .compile import choose_compilation
 from .config import ConfigError, Recipe
 from .data_check import check_files
 from .loading import check_clips, check_lists, describe_workers, training_data
@@ -45,6 +46,7 @@ class Run:
     train_loader: DataLoader
     val_set: EvalDataset
     state: TrainingState
+    compiled: bool  # whether training uses torch.compile
     settings: dict
     settings_yaml: str
 
@@ -84,6 +86,8 @@ def prepare(args: argparse.Namespace, start: Start, device: torch.device) -> Run
     info(batch_line)
     info(describe_top5(dataset.num_classes))
     describe_workers(recipe.workers)
+    compiled, reason = choose_compilation(recipe, args.model, device, len(train_set))
+    info(reason)
     if distributed.is_main():
         check_lists(dataset, train_set.videos, val_set.videos, **{key: given.get(key, False) for key in ALLOWED})
         if not given.get("skip_data_check"):
@@ -99,7 +103,7 @@ def prepare(args: argparse.Namespace, start: Start, device: torch.device) -> Run
     state = TrainingState(model, build_optimizer(model, recipe), precision, averaged)
     if start.path:
         go_on(state, start, settings)
-    return Run(recipe, plan, train_loader, val_set, state, settings, settings_yaml)
+    return Run(recipe, plan, train_loader, val_set, state, compiled, settings, settings_yaml)
 
 
 def choose_dataset(args: argparse.Namespace, start: Start) -> tuple[DatasetConfig, dict]:

@@ -22,7 +22,7 @@ from . import config
 from .config import ConfigError, Recipe
 from .evaluate import evaluate
 from .log import info
-from .network import build_from_checkpoint, run_settings
+from .network import build_from_checkpoint, channels_last, run_settings
 from .precision import Precision
 from .protocols import GEOMETRY, Views, choose_views, find_protocol
 
@@ -107,6 +107,7 @@ def load_network(
 ) -> tuple[VideoNetwork, Recipe, list[str] | None]:
     """The network of a weights file, its recipe, and its class names. The user's flags fill what the file lacks.
 
+    The network's memory is channels_last if its recipe says so, as in training.
     ``units`` is V4D's number of units of a test clip, if it is another than in training.
 
     Errors: ``ConfigError`` and ``WeightsError``.
@@ -123,6 +124,8 @@ def load_network(
             )
         categories = dataset.categories or categories
     info(str(load_weights(model, checkpoint, name=file)))
+    if recipe.channels_last:
+        channels_last(model)
     return model.eval(), recipe, categories
 
 
@@ -170,6 +173,8 @@ def score_list(
     parts, left_out, source = [], {}, dataset.open_source()
     for line in dict.fromkeys(describe_pixels(member.views.pixels) for member in members):
         info(line)
+    layouts = dict.fromkeys("channels_last" if m.recipe.channels_last else "contiguous" for m in members)
+    info(f"precision: {precision.name}; memory layout: {', '.join(layouts)}")
     for member in members:
         test_set = make_test_set(member, videos, source, order)
         info(f"{member.file}: {member.model.arch}, {member.views}, {len(videos)} videos{order.suffix}")

@@ -33,6 +33,8 @@ class Family:
         sizes: the second parts of the models' names.
         toy: the sizes that are small networks for the toy set; nobody published them.
         recipes: the folder that holds ``<model>.yaml`` for each model; ``None`` means ``models/recipes``.
+        compiled: the sizes that ``torch.compile`` makes faster in training on a CPU, as measured. ``compile: auto``
+            compiles them in long runs.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Family:
     sizes: tuple[str, ...] = ("r50", "tiny")
     toy: tuple[str, ...] = ("tiny",)
     recipes: Path | None = None
+    compiled: tuple[str, ...] = ()
 
 
 FAMILIES = [

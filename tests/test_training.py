@@ -288,23 +288,6 @@ def test_compile_and_checkpointing_exclude_each_other(small, tmp_path):
     assert result.returncode == 1 and "error: compile and activation_checkpointing are both true" in result.stdout
 
 
-def test_compile_trains_the_same_network(small, tmp_path, monkeypatch):
-    """The backend only traces, because generating code takes minutes (benchmarks/training.py does it)."""
-    compiled = []
-    trace = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self.arch) or trace(self, backend="eager"))
-    states = []
-    for name, switch in (("eager", "false"), ("compiled", "true")):
-        flags = [*quick_flags(epochs=1), "--compile", switch]
-        result = run_inside("main.py", small, "tsn_tiny", "--run", name, *flags, cwd=tmp_path)
-        assert result.returncode == 0, result.stdout
-        file = tmp_path / "net_runs" / name / "resnet_rgb_epoch_1_checkpoint.pth.tar"
-        states.append(torch.load(file, weights_only=True)["state_dict"])
-    assert compiled == ["tsn_tiny"] and states[0].keys() == states[1].keys()
-    for key, value in states[0].items():
-        torch.testing.assert_close(value, states[1][key], rtol=1e-5, atol=1e-6, msg=key)
-
-
 def test_steps_that_are_not_finite_are_left_out_if_asked(small, tmp_path, monkeypatch):
     """The step changes nothing, not even the BN statistics. One more step than allowed stops the run."""
     poison(monkeypatch, small, {"train/video 3"}, {0, 1})
