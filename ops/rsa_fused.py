@@ -25,8 +25,8 @@ from .rsa_forms import Chunk, ConvolvedContext, MapContext, Relation
 
 # The size of a chunk's small matrices, by type of device. On a CPU, larger chunks leave the cache and take more memory.
 # A GPU needs many positions at a time; its value was not measured.
-CHUNK_BYTES = {"cpu": 2 << 20, "cuda": 64 << 20}
-CHUNK_KERNELS = 1.5  # a chunk has at least as many positions as 1.5 kernels, because each chunk lays out the weights
+CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
+CHUNK_KERNELS = 4  # a chunk has at least as many positions as 4 kernels, because each chunk lays out the weights
 MAPS_PAY = 2  # MapContext must need 2 times less arithmetic, because its products are smaller
 MAP_BYTES = 16 << 20  # limit for the weights that MapContext expands
 EPSILON = 1e-6
