@@ -19,6 +19,7 @@ block is BH x BW neighbouring positions (rows x columns) that a product computes
 from collections.abc import Callable
 from functools import cached_property
 from math import prod
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -90,8 +91,9 @@ def _triton(
     y = projected.new_empty(*projected.shape[:4], call.V * call.L)
     for clips in call.chunks(1):
         part = projected[clips].contiguous()
-        k, v = (_planes(_unit(x)[0]) for x in call.keys_and_values(part))
-        call.by_tile(kernels.heads, part, call.h1(k), call.h2_g(v), call.p1, call.i, y[clips])
+        k, v = (_unit(x)[0] for x in call.keys_and_values(part))
+        matrices = call.h1(call.h1.padded(k)), call.h2_g(call.h2_g.padded(v))
+        call.by_tile(kernels.heads, part, *matrices, call.p1, call.i, y[clips])
     return y
 
 
@@ -131,14 +133,14 @@ def _triton_backward(
     for clips in call.chunks(2):
         part = projected[clips].contiguous()
         k, v = (_unit(x) for x in call.keys_and_values(part))
-        keys, values = _planes(k[0]), _planes(v[0])
+        keys, values = call.h1.padded(k[0]), call.h2_g.padded(v[0])
         relation, context = call.h1(keys), call.h2_g(values)
         g_relation, g_context = torch.empty_like(relation), torch.empty_like(context)
         g_y = gradient[clips].to(projected.dtype).contiguous()
         tensors = relation, context, call.p1, call.i, g_y, result[clips], g_relation, g_context
         call.by_tile(kernels.heads_backward, part, *tensors)
         del relation, context, tensors  # frees their memory before the next step needs as much
-        found = (c.transposed(g, torch.float32) for c, g in ((call.h1, g_relation), (call.h2_g, g_context)))
+        found = call.h1.transposed(g_relation), call.h2_g.transposed(g_context)
         for to, g, (x, scale) in zip(call.keys_and_values(result[clips]), found, (k, v), strict=True):
             g, x = g[..., 0].movedim(0, -1), x.float()
             to.copy_((g - x * (x * g).sum(-1, keepdim=True)) * scale)
@@ -201,6 +203,13 @@ class _Call:
             )  # fmt: skip
 
 
+class _Planes(NamedTuple):
+    """Keys or values as a convolution reads them: (C, N, T + .., H + .., W + ..), with zeros around each clip."""
+
+    planes: Tensor
+    shape: torch.Size  # (N, T, H, W)
+
+
 class _Convolution:
     """A zero-padded convolution of C channels, each with I inputs and O outputs at a position.
 
@@ -209,51 +218,59 @@ class _Convolution:
     """
 
     def __init__(self, weight: Tensor, precision: str, rows: int = 1):
-        self.weight, self.precision = weight, precision
+        self.weight, self.precision, self.BH = weight, precision, rows
         self.groups, self.O, self.I, *self.kernel = weight.shape
-        self.BH, self.BW = rows, max(1, min(BLOCK[1], OUTPUTS // self.O))
+        self.BW = max(1, min(BLOCK[1], OUTPUTS // self.O))
         self.run = (self.BW + self.kernel[2] - 1) * self.I
         self.columns = self.BH * self.BW * self.O  # of the banded matrix
         self.BN = min(OUTPUTS, _block(self.columns))
+        # The kernel with zeros around it, (groups, KT, KH + .., KW + .., I, O). Rows of the banded matrix are in it.
+        around = [size - 1 for size in (self.BW, self.BW, rows, rows)]
+        self.windows = F.pad(weight.permute(0, 3, 4, 5, 2, 1), (0, 0, 0, 0, *around)).contiguous()
 
     @cached_property
     def transposed(self) -> "_Convolution":
         """The convolution that computes the gradient of the inputs from the gradient of the outputs."""
         return _Convolution(self.weight.flip(3, 4, 5).transpose(1, 2), self.precision, BLOCK[0])
 
-    @cached_property
-    def windows(self) -> Tensor:
-        """The weight (groups, KT, KH + .., KW + .., I, O) with zeros around it."""
-        around = [size - 1 for size in (self.BW, self.BW, self.BH, self.BH)]
-        return F.pad(self.weight.permute(0, 3, 4, 5, 2, 1), (0, 0, 0, 0, *around)).contiguous()
+    def padded(self, x: Tensor) -> "_Planes":
+        """(N, T, H, W, C) -> one plane for each channel, with zeros around each clip and space for whole blocks."""
+        sizes = [size + k - 1 for size, k in zip(x.shape[1:4], self.kernel, strict=True)]
+        sizes[2] += -x.shape[3] % self.BW
+        planes = x.new_zeros(x.shape[4], x.shape[0], *sizes)
+        inner = (slice(k // 2, k // 2 + size) for size, k in zip(x.shape[1:4], self.kernel, strict=True))
+        planes[(..., *inner)] = x.movedim(-1, 0)
+        return _Planes(planes, x.shape[:4])
 
-    def __call__(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """(C, N, T, H, W, I) -> (C, N, T, H, W, O)."""
-        channels, n, *sizes = x.shape[:5]
-        y = x.new_empty(channels, n, *sizes, self.O, dtype=dtype)
+        padded = isinstance(x, _Planes)
+        shape, x = (x.shape, x.planes) if padded else (x.shape[1:5], x)
+        channels, (n, *sizes) = x.shape[0], shape
+        y = x.new_empty(channels, *shape, self.O, dtype=x.dtype if padded else torch.float32)
         blocks = n * sizes[0] * triton.cdiv(sizes[1], self.BH) * triton.cdiv(sizes[2], self.BW)
         parts = triton.cdiv(self.columns, self.BN)
         BR = _tile(64, 16, lambda size: triton.cdiv(blocks, size) * channels * parts)
-        step = self.windows[0].numel() if self.groups > 1 else 0
+        group = self.windows[0].numel() if self.groups > 1 else 0
         with torch.cuda.device_of(x):
             kernels.convolve[(triton.cdiv(blocks, BR), channels, parts)](
-                x, self.windows, y, n * sizes[0], *sizes, step, I=self.I, O=self.O, **self.constants,
-                BH=self.BH, BR=BR, BK=64, num_warps=4, num_stages=2,
+                x, self.windows, y, x[0].numel(), n * sizes[0], *sizes, PADDED=padded, GROUP=group, I=self.I,
+                O=self.O, **self.constants, BH=self.BH, BR=BR, BK=64, num_warps=4, num_stages=2,
             )  # fmt: skip
         return y
 
-    def weight_gradient(self, x: Tensor, g_y: Tensor) -> Tensor:
-        """The gradient of the weight, in float32, from x (C, N, T, H, W, 1) and the gradient of the outputs."""
-        channels, n, *sizes = x.shape[:5]
-        rows, channels = self.kernel[0] * self.kernel[1] * self.run, channels // self.groups
-        BR = 64 if x.itemsize == 2 else 32
+    def weight_gradient(self, x: "_Planes", g_y: Tensor) -> Tensor:
+        """The gradient of the weight, in float32, from the inputs (I = 1) and the gradient of the outputs."""
+        x, (n, *sizes) = x
+        channels = x.shape[0] // self.groups
+        rows, BR = self.kernel[0] * self.kernel[1] * self.run, 64 if x.itemsize == 2 else 32
         parts = triton.cdiv(rows, 64), triton.cdiv(self.columns, self.BN)
         tiles = channels * triton.cdiv(n * sizes[0] * sizes[1] * triton.cdiv(sizes[2], self.BW), BR)
         shares = max(1, min(tiles, PROGRAMS // (self.groups * prod(parts))))
         sums = x.new_empty(self.groups, shares, parts[0] * 64, parts[1] * self.BN, dtype=torch.float32)
         with torch.cuda.device_of(x):
             kernels.weight_gradient[(prod(parts), shares, self.groups)](
-                x, g_y, sums, n * sizes[0], *sizes, channels, shares, O=self.O, **self.constants,
+                x, g_y, sums, x[0].numel(), n * sizes[0], *sizes, channels, shares, O=self.O, **self.constants,
                 BR=BR, BK=64, num_warps=4, num_stages=2,
             )  # fmt: skip
         banded = sums.sum(1)[:, :rows, : self.columns].contiguous()  # (groups, KT*KH*run, BW*O)
@@ -293,7 +310,3 @@ def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
     scale = (wide.square().sum(-1, keepdim=True) + EPSILON).rsqrt()
     return (wide * scale).to(x.dtype), scale
 
-
-def _planes(x: Tensor) -> Tensor:
-    """(N, T, H, W, C) -> (C, N, T, H, W, 1)."""
-    return x.movedim(-1, 0).unsqueeze(-1).contiguous()

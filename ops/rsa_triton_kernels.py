@@ -45,40 +45,50 @@ def _dot(a, b, sum_of, PRECISION: constexpr):
 
 @jit
 def _places(r, T, H, W, BH: constexpr, BW: constexpr):
-    """The frame of block r within its clip, the row and column of its first position, and the number of this position."""
+    """Clip, frame, row and column of the first position of block r."""
     across, down = tl.cdiv(W, BW), tl.cdiv(H, BH)
-    w = r % across * BW
-    h = r // across % down * BH
     frame = r // across // down
-    return frame % T, h, w, (frame * H + h) * W + w
+    return frame // T, frame % T, r // across % down * BH, r % across * BW
 
 
 @jit
-def _inputs(x, here, t, h, w, at, k, T, H, W, I: constexpr, KT: constexpr, KH: constexpr, KW: constexpr,
+def _padded(x, n, t, h, w, k, T, H, W, KT: constexpr, KH: constexpr, KW: constexpr, BW: constexpr, RUN: constexpr):
+    """Inputs k of each block, (blocks, inputs): number k % RUN of a row. ``x`` has zeros around each clip, I is 1."""
+    down, across = H + KH - 1, tl.cdiv(W, BW) * BW + KW - 1
+    at = ((n * (T + KT - 1) + t) * down + h) * across + w
+    k = tl.where(k < KT * KH * RUN, k, 0)
+    return tl.load(x + at[:, None] + ((k // RUN // KH * down + k // RUN % KH) * across + k % RUN)[None, :])
+
+
+@jit
+def _masked(x, here, n, t, h, w, k, T, H, W, I: constexpr, KT: constexpr, KH: constexpr, KW: constexpr,
             ROWS: constexpr, RUN: constexpr):  # fmt: skip
-    """Columns k of the inputs of a tile of blocks, (BR, columns): number k % RUN of a row of a frame."""
-    kt, kh = k // RUN // ROWS - KT // 2, k // RUN % ROWS - KH // 2
-    kw = k % RUN // I - KW // 2
-    offset = (kt * (H * W) + kh * W - KW // 2) * I + k % RUN
+    """The same for I inputs at a position and blocks that need ROWS rows. ``x`` has no padding."""
+    kt, kh, kw = k // RUN // ROWS - KT // 2, k // RUN % ROWS - KH // 2, k // I % (RUN // I) - KW // 2
+    at = (((n * T + t) * H + h) * W + w) * I
+    offset = ((kt * H + kh) * W - KW // 2) * I + k % RUN
     t, h, w = t[:, None] + kt[None, :], h[:, None] + kh[None, :], w[:, None] + kw[None, :]
     inside = here[:, None] & (t >= 0) & (t < T) & (h >= 0) & (h < H) & (w >= 0) & (w < W)
-    return tl.load(x + (at * I)[:, None] + offset[None, :], mask=inside, other=0)
+    return tl.load(x + at[:, None] + offset[None, :], mask=inside, other=0)
 
 
 @jit
 def convolve(
-    x, weight, y, frames, T, H, W, group,
-    I: constexpr, O: constexpr, KT: constexpr, KH: constexpr, KW: constexpr, BH: constexpr, BW: constexpr,
-    RUN: constexpr, BR: constexpr, BK: constexpr, BN: constexpr, PRECISION: constexpr,
+    x, weight, y, step, frames, T, H, W,
+    PADDED: constexpr, GROUP: constexpr, I: constexpr, O: constexpr, KT: constexpr, KH: constexpr, KW: constexpr,
+    BH: constexpr, BW: constexpr, RUN: constexpr, BR: constexpr, BK: constexpr, BN: constexpr, PRECISION: constexpr,
 ):  # fmt: skip
-    """``weight`` is (.., KT, KH + 2 (BH - 1), KW + 2 (BW - 1), I, O), zero outside the kernel; ``group`` numbers each."""
+    """``weight`` is (.., KT, KH + 2 (BH - 1), KW + 2 (BW - 1), I, O), zero outside the kernel, ``GROUP`` numbers each.
+
+    A channel of ``x`` has ``step`` numbers. If it is padded, I and BH are 1.
+    """
     c = tl.program_id(1).to(tl.int64)
-    x += c * frames * H * W * I
+    x += c * step
     y += c * frames * H * W * O
-    weight += c * group
+    weight += c * GROUP
     r = tl.program_id(0) * BR + tl.arange(0, BR)
     here = r < frames * tl.cdiv(H, BH) * tl.cdiv(W, BW)
-    t, h, w, at = _places(r, T, H, W, BH, BW)
+    clip, t, h, w = _places(tl.where(here, r, 0), T, H, W, BH, BW)
     n = tl.program_id(2) * BN + tl.arange(0, BN)
     row, column = n // O // BW, n // O % BW
     ROWS: constexpr = KH + BH - 1
@@ -88,24 +98,28 @@ def convolve(
     result = tl.zeros((BR, BN), tl.float32)
     for first in range(0, KT * ROWS * RUN, BK):
         k = first + tl.arange(0, BK)
-        a = _inputs(x, here, t, h, w, at, k, T, H, W, I, KT, KH, KW, ROWS, RUN)
-        at_k = (k // RUN // ROWS * (ROWS + BH - 1) + k // RUN % ROWS) * ACROSS + k % RUN * O
+        if PADDED:
+            a = _padded(x, clip, t, h, w, k, T, H, W, KT, KH, KW, BW, RUN)
+        else:
+            a = _masked(x, here, clip, t, h, w, k, T, H, W, I, KT, KH, KW, ROWS, RUN)
+        at = (k // RUN // ROWS * (ROWS + BH - 1) + k // RUN % ROWS) * ACROSS + k % RUN * O
         known = (k < KT * ROWS * RUN)[:, None] & (row < BH)[None, :]
-        b = tl.load(weight + at_k[:, None] + window[None, :], mask=known, other=0)
+        b = tl.load(weight + at[:, None] + window[None, :], mask=known, other=0)
         result = _dot(a, b, result, PRECISION)
 
-    to = (at[:, None] + (row * W + column)[None, :]) * O + (n % O)[None, :]
+    first = ((clip * T + t) * H + h) * W + w
+    to = (first[:, None] + (row * W + column)[None, :]) * O + (n % O)[None, :]
     inside = here[:, None] & (row < BH)[None, :] & (h[:, None] + row < H) & (w[:, None] + column < W)
     tl.store(y + to, result.to(y.dtype.element_ty), mask=inside)
 
 
 @jit
 def weight_gradient(
-    x, g_y, parts, frames, T, H, W, channels, shares,
+    x, g_y, parts, step, frames, T, H, W, channels, shares,
     O: constexpr, KT: constexpr, KH: constexpr, KW: constexpr, BW: constexpr, RUN: constexpr,
     BR: constexpr, BK: constexpr, BN: constexpr, PRECISION: constexpr,
 ):  # fmt: skip
-    """Inputs I = 1 and blocks of one row. ``parts`` is (groups, shares, KT*KH*RUN, BW*O), each rounded up."""
+    """``x`` is padded. ``parts`` is (groups, shares, KT*KH*RUN, BW*O), both sizes of a part rounded up."""
     share, group = tl.program_id(1), tl.program_id(2).to(tl.int64)
     ACROSS: constexpr = (BW * O + BN - 1) // BN
     k = tl.program_id(0) // ACROSS * BK + tl.arange(0, BK)
@@ -118,10 +132,11 @@ def weight_gradient(
         c = group * channels + item // tiles
         r = item % tiles * BR + tl.arange(0, BR)
         here = r < blocks
-        t, h, w, at = _places(r, T, H, W, 1, BW)
-        a = _inputs(x + c * frames * H * W, here, t, h, w, at, k, T, H, W, 1, KT, KH, KW, KH, RUN)
+        clip, t, h, w = _places(tl.where(here, r, 0), T, H, W, 1, BW)
+        a = _padded(x + c * step, clip, t, h, w, k, T, H, W, KT, KH, KW, BW, RUN)
+        at = (((clip * T + t) * H + h) * W + w) * O
         inside = here[:, None] & (column < BW)[None, :] & (w[:, None] + column < W)
-        g = tl.load(g_y + c * frames * H * W * O + (at * O)[:, None] + n[None, :], mask=inside, other=0)
+        g = tl.load(g_y + c * frames * H * W * O + at[:, None] + n[None, :], mask=inside, other=0)
         result = _dot(tl.trans(a), g, result, PRECISION)
     to = (group * shares + share) * (tl.num_programs(0) // ACROSS * BK)
     tl.store(parts + (to + k)[:, None] * (ACROSS * BN) + n[None, :], result)
