@@ -17,7 +17,6 @@ block is BH x BW neighbouring positions (rows x columns) that a product computes
 """
 
 from collections.abc import Callable
-from functools import cached_property
 from math import prod
 from typing import NamedTuple
 
@@ -30,9 +29,9 @@ from .rsa_triton_kernels import INTERPRETED, triton
 
 EPSILON = 1e-6
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-CHUNK_BYTES = 64 << 20  # size of a chunk's matrices and their gradients; a chunk has at least one clip
+CHUNK_BYTES = 40 << 20  # size of a chunk's matrices and their gradients; a chunk has at least one clip
 OUTPUTS = 128  # of a block, at most
-BLOCK = (4, 8)  # largest block (rows, columns)
+BLOCK = (4, 8)  # the largest block: rows, columns
 PROGRAMS = 512  # enough for any GPU: with fewer, each gets less work; with more, gradients of weights have more parts
 
 
@@ -92,7 +91,7 @@ def _triton(
     for clips in call.chunks(1):
         part = projected[clips].contiguous()
         k, v = (_unit(x)[0] for x in call.keys_and_values(part))
-        matrices = call.h1(call.h1.padded(k)), call.h2_g(call.h2_g.padded(v))
+        matrices = call.h1.matrices(call.h1.padded(k)), call.h2_g.matrices(call.h2_g.padded(v))
         call.by_tile(kernels.heads, part, *matrices, call.p1, call.i, y[clips])
     return y
 
@@ -134,15 +133,15 @@ def _triton_backward(
         part = projected[clips].contiguous()
         k, v = (_unit(x) for x in call.keys_and_values(part))
         keys, values = call.h1.padded(k[0]), call.h2_g.padded(v[0])
-        relation, context = call.h1(keys), call.h2_g(values)
+        relation, context = call.h1.matrices(keys), call.h2_g.matrices(values)
         g_relation, g_context = torch.empty_like(relation), torch.empty_like(context)
         g_y = gradient[clips].to(projected.dtype).contiguous()
         tensors = relation, context, call.p1, call.i, g_y, result[clips], g_relation, g_context
         call.by_tile(kernels.heads_backward, part, *tensors)
         del relation, context, tensors  # frees their memory before the next step needs as much
-        found = call.h1.transposed(g_relation), call.h2_g.transposed(g_context)
+        found = call.h1.input_gradient(g_relation), call.h2_g.input_gradient(g_context)
         for to, g, (x, scale) in zip(call.keys_and_values(result[clips]), found, (k, v), strict=True):
-            g, x = g[..., 0].movedim(0, -1), x.float()
+            g, x = g.movedim(0, -1), x.float()
             to.copy_((g - x * (x * g).sum(-1, keepdim=True)) * scale)
         g_mixing = g_context[..., call.D :]
         terms = call.h1.weight_gradient(keys, g_relation), call.h2_g.weight_gradient(values, g_context)
@@ -195,7 +194,7 @@ class _Call:
         """Start ``heads`` or ``heads_backward``, one program for every BP positions."""
         P, E = projected.shape[:4].numel(), projected.shape[4]
         LP, BD, BV = (triton.next_power_of_2(x) for x in (self.L, self.D, self.V))
-        BP = _tile(max(1, 4096 // (LP * max(BD, BV))), 1, lambda size: triton.cdiv(P, size))
+        BP = _tile(max(1, 2048 // (LP * max(BD, BV))), 1, lambda size: triton.cdiv(P, size))
         with torch.cuda.device_of(projected):
             kernel[(triton.cdiv(P, BP),)](
                 projected, *tensors, P, E, self.K, self.V, self.D, self.L, LP=LP, BP=BP, BD=BD, BV=BV, EPS=EPSILON,
@@ -224,14 +223,11 @@ class _Convolution:
         self.run = (self.BW + self.kernel[2] - 1) * self.I
         self.columns = self.BH * self.BW * self.O  # of the banded matrix
         self.BN = min(OUTPUTS, _block(self.columns))
+        # In float32, a thread holds its share of both factors of a product in registers: factors are smaller.
+        self.short, self.warps = (64, 4) if weight.itemsize == 2 else (16, 8)
         # The kernel with zeros around it, (groups, KT, KH + .., KW + .., I, O). Rows of the banded matrix are in it.
         around = [size - 1 for size in (self.BW, self.BW, rows, rows)]
         self.windows = F.pad(weight.permute(0, 3, 4, 5, 2, 1), (0, 0, 0, 0, *around)).contiguous()
-
-    @cached_property
-    def transposed(self) -> "_Convolution":
-        """The convolution that computes the gradient of the inputs from the gradient of the outputs."""
-        return _Convolution(self.weight.flip(3, 4, 5).transpose(1, 2), self.precision, BLOCK[0])
 
     def padded(self, x: Tensor) -> "_Planes":
         """(N, T, H, W, C) -> one plane for each channel, with zeros around each clip and space for whole blocks."""
@@ -242,20 +238,26 @@ class _Convolution:
         planes[(..., *inner)] = x.movedim(-1, 0)
         return _Planes(planes, x.shape[:4])
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """(C, N, T, H, W, I) -> (C, N, T, H, W, O)."""
-        padded = isinstance(x, _Planes)
-        shape, x = (x.shape, x.planes) if padded else (x.shape[1:5], x)
+    def matrices(self, x: "_Planes") -> Tensor:
+        """The outputs (C, N, T, H, W, O)."""
+        return self._start(x.planes, x.shape, x.planes.dtype)
+
+    def input_gradient(self, g_y: Tensor) -> Tensor:
+        """The gradient of the inputs (C, N, T, H, W), in float32, from the gradient of the outputs."""
+        turned = _Convolution(self.weight.flip(3, 4, 5).transpose(1, 2), self.precision, BLOCK[0])
+        return turned._start(g_y, g_y.shape[1:5], torch.float32, padded=False).squeeze(-1)
+
+    def _start(self, x: Tensor, shape: torch.Size, dtype: torch.dtype, padded: bool = True) -> Tensor:
         channels, (n, *sizes) = x.shape[0], shape
-        y = x.new_empty(channels, *shape, self.O, dtype=x.dtype if padded else torch.float32)
+        y = x.new_empty(channels, *shape, self.O, dtype=dtype)
         blocks = n * sizes[0] * triton.cdiv(sizes[1], self.BH) * triton.cdiv(sizes[2], self.BW)
         parts = triton.cdiv(self.columns, self.BN)
         BR = _tile(64, 16, lambda size: triton.cdiv(blocks, size) * channels * parts)
         group = self.windows[0].numel() if self.groups > 1 else 0
         with torch.cuda.device_of(x):
             kernels.convolve[(triton.cdiv(blocks, BR), channels, parts)](
-                x, self.windows, y, x[0].numel(), n * sizes[0], *sizes, PADDED=padded, GROUP=group, I=self.I,
-                O=self.O, **self.constants, BH=self.BH, BR=BR, BK=64, num_warps=4, num_stages=2,
+                x, self.windows, y, x[0].numel(), n * sizes[0], *sizes, PADDED=padded, GROUP=group, I=self.I, O=self.O,
+                **self.constants, BH=self.BH, BR=BR, BK=self.short, num_warps=self.warps, num_stages=2 if padded else 4,
             )  # fmt: skip
         return y
 
@@ -263,15 +265,15 @@ class _Convolution:
         """The gradient of the weight, in float32, from the inputs (I = 1) and the gradient of the outputs."""
         x, (n, *sizes) = x
         channels = x.shape[0] // self.groups
-        rows, BR = self.kernel[0] * self.kernel[1] * self.run, 64 if x.itemsize == 2 else 32
-        parts = triton.cdiv(rows, 64), triton.cdiv(self.columns, self.BN)
-        tiles = channels * triton.cdiv(n * sizes[0] * sizes[1] * triton.cdiv(sizes[2], self.BW), BR)
+        rows, BK = self.kernel[0] * self.kernel[1] * self.run, 64
+        parts = triton.cdiv(rows, BK), triton.cdiv(self.columns, self.BN)
+        tiles = channels * triton.cdiv(n * sizes[0] * sizes[1] * triton.cdiv(sizes[2], self.BW), self.short)
         shares = max(1, min(tiles, PROGRAMS // (self.groups * prod(parts))))
-        sums = x.new_empty(self.groups, shares, parts[0] * 64, parts[1] * self.BN, dtype=torch.float32)
+        sums = x.new_empty(self.groups, shares, parts[0] * BK, parts[1] * self.BN, dtype=torch.float32)
         with torch.cuda.device_of(x):
             kernels.weight_gradient[(prod(parts), shares, self.groups)](
                 x, g_y, sums, x[0].numel(), n * sizes[0], *sizes, channels, shares, O=self.O, **self.constants,
-                BR=BR, BK=64, num_warps=4, num_stages=2,
+                BR=self.short, BK=BK, num_warps=self.warps, num_stages=2,
             )  # fmt: skip
         banded = sums.sum(1)[:, :rows, : self.columns].contiguous()  # (groups, KT*KH*run, BW*O)
         # A tap of the kernel is a diagonal of the banded matrix.
@@ -309,4 +311,3 @@ def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
     wide = x.float()
     scale = (wide.square().sum(-1, keepdim=True) + EPSILON).rsqrt()
     return (wide * scale).to(x.dtype), scale
-

@@ -34,8 +34,6 @@ except ImportError:
         return kernel
 
 
-
-
 @jit
 def _dot(a, b, sum_of, PRECISION: constexpr):
     if INTERPRETED:  # the interpreter's product reads the bits of a bfloat16 as an integer
