@@ -5,6 +5,7 @@ TRITON_INTERPRET=1.
 """
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,9 +30,17 @@ CASES = {
     "one_frame": ((2, 1, 3, 5), 1, 3, 2, 4, (3, 3, 3)),
     "three_heads": ((1, 3, 4, 3), 3, 2, 5, 3, (3, 3, 3)),
     "flat_kernel": ((2, 2, 3, 1), 2, 4, 3, 2, (1, 3, 1)),
-    "network_kernel": ((1, 3, 5, 4), 2, 2, 3, 5, (5, 7, 7)),  # 245 taps: several blocks of them
-    "wide": ((1, 2, 9, 8), 2, 3, 2, 18, (3, 3, 3)),  # several tiles of positions, more than one block of 16 codes
+    "network_kernel": ((1, 2, 3, 4), 2, 2, 2, 1, (5, 7, 7)),  # the kernel is larger than the map in each direction
+    "wide": ((1, 2, 6, 17), 2, 2, 2, 18, (3, 1, 3)),  # several blocks in a row and column, the last of them partial
 }
+LARGE = ((2, 8, 28, 28), 8, 16, 16, 16, (5, 7, 7))  # only for GPUs
+
+
+@pytest.fixture(autouse=True)
+def few_programs(monkeypatch):
+    """The interpreter runs programs one after the other. With fewer programs, each of them has larger tiles."""
+    if rsa_triton.INTERPRETED:
+        monkeypatch.setattr(rsa_triton, "PROGRAMS", 4)
 
 
 def plain(projected, H2, H1, P1, G, I, num_heads):  # noqa: E741
@@ -57,7 +66,7 @@ def plain(projected, H2, H1, P1, G, I, num_heads):  # noqa: E741
 
 def arguments(case, dtype=torch.float32, parameters=None):
     """((projected, H2, H1, P1, G, I), heads) of an RSA whose tensors hold neither zeros nor ones."""
-    (n, t, h, w), heads, key, value, latent, kernel = CASES[case]
+    (n, t, h, w), heads, key, value, latent, kernel = CASES.get(case, LARGE)
     torch.manual_seed(0)
     rsa = RSA(6, 6, heads, key, value, latent, kernel)
     with torch.no_grad():
@@ -94,7 +103,7 @@ def assert_accurate(found, tensors, heads):
 def test_by_the_interpreter():
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", "-o", "addopts="]
-    command += ["-k", "not by_the_interpreter and not without_triton", __file__]
+    command += ["-k", "not by_the_interpreter and not without_triton and not compile_for", __file__]
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=300
     )
@@ -103,8 +112,11 @@ def test_by_the_interpreter():
 
 
 @needs_kernels
-@pytest.mark.parametrize("dtype", rsa_triton.DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [(case, torch.float32) for case in CASES]
+    + [(case, dtype) for case in ("one_frame", "flat_kernel") for dtype in rsa_triton.DTYPES[1:]],
+)
 def test_is_as_accurate_as_the_plain_path(case, dtype):
     tensors, heads = arguments(case, dtype)
     found = results(relational_self_attention, tensors, heads)
@@ -113,16 +125,35 @@ def test_is_as_accurate_as_the_plain_path(case, dtype):
 
 
 @needs_kernels
-def test_a_program_adds_up_several_tiles(monkeypatch):
-    monkeypatch.setattr(rsa_triton, "PROGRAMS", 1)  # by default there are more programs than tiles of a small map
-    tensors, heads = arguments("wide")
+@pytest.mark.parametrize("programs", (1, 512))
+def test_chunks_shares_and_parts(programs, monkeypatch):
+    """A clip is a chunk, and the outputs of a block need several products. Programs have many tiles, or small ones."""
+    monkeypatch.setattr(rsa_triton, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(rsa_triton, "OUTPUTS", 16)
+    monkeypatch.setattr(rsa_triton, "PROGRAMS", programs)
+    monkeypatch.setitem(CASES, "clips", ((2, 1, 5, 9), 2, 2, 3, 17, (1, 3, 3)))
+    tensors, heads = arguments("clips")
     assert_accurate(results(relational_self_attention, tensors, heads), tensors, heads)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+def test_every_run_gives_the_same_bits(dtype):
+    tensors, heads = arguments("large" if DEVICE.type == "cuda" else "one_frame", dtype)
+    first, second = (results(relational_self_attention, tensors, heads) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_no_kernel_is_atomic():
+    """The order of atomic additions would change the last digits from run to run."""
+    source = Path(rsa_triton.kernels.__file__).read_text()
+    assert "tl.dot" in source and not re.search(r"\batomic_\w+", source)
 
 
 @needs_kernels
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
 def test_parameters_stay_in_float32(dtype):
-    tensors, heads = arguments("three_heads", dtype, parameters=torch.float32)
+    tensors, heads = arguments("flat_kernel", dtype, parameters=torch.float32)
     found = results(relational_self_attention, tensors, heads)
     assert [x.dtype for x in found] == [dtype] * 2 + [torch.float32] * 5
     assert_accurate(found, tensors, heads)
@@ -130,7 +161,7 @@ def test_parameters_stay_in_float32(dtype):
 
 @needs_kernels
 def test_any_strides():
-    (projected, *parameters), heads = arguments("three_heads")
+    (projected, *parameters), heads = arguments("flat_kernel")
     expected = results(relational_self_attention, [projected, *parameters], heads)
     order = projected.detach().permute(4, 2, 0, 3, 1).contiguous().permute(2, 4, 1, 3, 0)
     apart = F.pad(projected.detach(), (1, 2))[..., 1:-2]
@@ -160,7 +191,7 @@ def test_is_what_rsa_computes():
 @needs_kernels
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 def test_operators_are_registered_correctly(dtype):
-    tensors, heads = arguments("three_heads", dtype, parameters=torch.float32)
+    tensors, heads = arguments("flat_kernel", dtype, parameters=torch.float32)
     torch.library.opcheck(torch.ops.rsa.triton.default, (*tensors, heads), atol=1e-4, rtol=1e-2)
     with torch.no_grad():
         y = torch.ops.rsa.triton(*tensors, heads)
@@ -170,13 +201,13 @@ def test_operators_are_registered_correctly(dtype):
 
 @needs_kernels
 def test_compiles_and_exports_whole():
-    tensors, heads = arguments("three_heads")
+    tensors, heads = arguments("flat_kernel")
     expected = results(relational_self_attention, tensors, heads)
     compiled = torch.compile(relational_self_attention, fullgraph=True, backend="aot_eager")
     for x, e in zip(results(compiled, tensors, heads), expected, strict=True):
         torch.testing.assert_close(x, e, rtol=1e-5, atol=1e-6)
 
-    tensors, heads = arguments("one_frame")  # it has two clips, because a dimension of size one cannot vary
+    tensors, heads = arguments("flat_kernel")  # it has two clips, because a dimension of size one cannot vary
 
     class Whole(torch.nn.Module):
         def forward(self, *tensors):
@@ -191,7 +222,7 @@ def test_compiles_and_exports_whole():
 
 @needs_kernels
 def test_no_clips():
-    (projected, *parameters), heads = arguments("three_heads")
+    (projected, *parameters), heads = arguments("flat_kernel")
     found = results(relational_self_attention, [projected.detach()[:0].requires_grad_(), *parameters], heads)
     assert found[0].shape[0] == found[1].shape[0] == 0
     assert not any(g.any() for g in found[2:])
