@@ -27,11 +27,11 @@ FLOOR = 1
 # name: (N, T, H, W), heads, key, value, latent, kernel
 CASES = {
     "one_pixel": ((1, 1, 1, 1), 1, 2, 3, 1, (1, 1, 1)),
-    "one_frame": ((2, 1, 3, 5), 1, 3, 2, 4, (3, 3, 3)),
-    "three_heads": ((1, 3, 4, 3), 3, 2, 5, 3, (3, 3, 3)),
-    "flat_kernel": ((2, 2, 3, 1), 2, 4, 3, 2, (1, 3, 1)),
+    "one_frame": ((2, 1, 3, 5), 1, 3, 2, 4, (3, 1, 3)),
+    "three_heads": ((1, 3, 4, 3), 3, 2, 3, 5, (3, 1, 3)),
+    "flat_kernel": ((2, 2, 3, 1), 2, 2, 3, 2, (1, 3, 1)),
     "network_kernel": ((1, 2, 3, 4), 2, 2, 2, 1, (5, 7, 7)),  # the kernel is larger than the map in each direction
-    "wide": ((1, 2, 6, 17), 2, 2, 2, 18, (3, 1, 3)),  # several blocks in a row and column, the last of them partial
+    "wide": ((1, 2, 6, 17), 2, 1, 2, 18, (1, 3, 1)),  # several blocks in a row and column, the last of them partial
 }
 LARGE = ((2, 8, 28, 28), 8, 16, 16, 16, (5, 7, 7))  # only for GPUs
 
@@ -103,7 +103,7 @@ def assert_accurate(found, tensors, heads):
 def test_by_the_interpreter():
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", "-o", "addopts="]
-    command += ["-k", "not by_the_interpreter and not without_triton and not compile_for", __file__]
+    command += ["-k", "not by_the_interpreter and not without_triton", __file__]
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=300
     )
@@ -114,8 +114,7 @@ def test_by_the_interpreter():
 @needs_kernels
 @pytest.mark.parametrize(
     ("case", "dtype"),
-    [(case, torch.float32) for case in CASES]
-    + [(case, dtype) for case in ("one_frame", "flat_kernel") for dtype in rsa_triton.DTYPES[1:]],
+    [(case, torch.float32) for case in CASES] + [("flat_kernel", dtype) for dtype in rsa_triton.DTYPES[1:]],
 )
 def test_is_as_accurate_as_the_plain_path(case, dtype):
     tensors, heads = arguments(case, dtype)
@@ -125,21 +124,19 @@ def test_is_as_accurate_as_the_plain_path(case, dtype):
 
 
 @needs_kernels
-@pytest.mark.parametrize("programs", (1, 512))
-def test_chunks_shares_and_parts(programs, monkeypatch):
-    """A clip is a chunk, and the outputs of a block need several products. Programs have many tiles, or small ones."""
+def test_chunks_shares_and_parts(monkeypatch):
+    """A clip is a chunk, a program has several tiles, and the outputs of a block need several products."""
     monkeypatch.setattr(rsa_triton, "CHUNK_BYTES", 1)
     monkeypatch.setattr(rsa_triton, "OUTPUTS", 16)
-    monkeypatch.setattr(rsa_triton, "PROGRAMS", programs)
-    monkeypatch.setitem(CASES, "clips", ((2, 1, 5, 9), 2, 2, 3, 17, (1, 3, 3)))
+    monkeypatch.setattr(rsa_triton, "PROGRAMS", 1)
+    monkeypatch.setitem(CASES, "clips", ((2, 1, 5, 9), 2, 1, 2, 17, (1, 1, 3)))
     tensors, heads = arguments("clips")
     assert_accurate(results(relational_self_attention, tensors, heads), tensors, heads)
 
 
 @needs_kernels
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
-def test_every_run_gives_the_same_bits(dtype):
-    tensors, heads = arguments("large" if DEVICE.type == "cuda" else "one_frame", dtype)
+def test_every_run_gives_the_same_bits():
+    tensors, heads = arguments("large" if DEVICE.type == "cuda" else "flat_kernel", torch.bfloat16)
     first, second = (results(relational_self_attention, tensors, heads) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
@@ -151,11 +148,10 @@ def test_no_kernel_is_atomic():
 
 
 @needs_kernels
-@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
-def test_parameters_stay_in_float32(dtype):
-    tensors, heads = arguments("flat_kernel", dtype, parameters=torch.float32)
+def test_parameters_stay_in_float32():
+    tensors, heads = arguments("one_pixel", torch.bfloat16, parameters=torch.float32)
     found = results(relational_self_attention, tensors, heads)
-    assert [x.dtype for x in found] == [dtype] * 2 + [torch.float32] * 5
+    assert [x.dtype for x in found] == [torch.bfloat16] * 2 + [torch.float32] * 5
     assert_accurate(found, tensors, heads)
 
 
@@ -177,11 +173,12 @@ def test_any_strides():
 
 
 @needs_kernels
-def test_is_what_rsa_computes():
+def test_is_what_rsa_computes(monkeypatch):
     """The module computes the same from the same projection. Channels and heads therefore have the same order."""
+    monkeypatch.setattr(rsa_triton, "PROGRAMS", 512)  # as in use: tiles are small
     torch.manual_seed(0)
-    rsa = RSA(6, 8, 2, kernel_size=3).to(DEVICE)
-    x = torch.randn(2, 6, 2, 4, 3, device=DEVICE)
+    rsa = RSA(6, 4, 2, kernel_size=3).to(DEVICE)
+    x = torch.randn(1, 6, 2, 4, 3, device=DEVICE)
     with torch.no_grad():
         projected = F.linear(x.movedim(1, -1), rsa.projection.weight.flatten(1))
         y = relational_self_attention(projected, rsa.H2.weight, rsa.H1.weight, rsa.P1, rsa.G.weight, rsa.I, 2)
