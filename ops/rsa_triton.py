@@ -223,7 +223,8 @@ class _Convolution:
         self.run = (self.BW + self.kernel[2] - 1) * self.I
         self.columns = self.BH * self.BW * self.O  # of the banded matrix
         self.BN = min(OUTPUTS, _block(self.columns))
-        # In float32, a thread holds its share of both factors of a product in registers: factors are smaller.
+        # Length of the sums of one product, and warps. Without tensor cores (float32), a thread holds its share of both
+        # factors in registers. Therefore the factors are smaller and more threads share them.
         self.short, self.warps = (64, 4) if weight.itemsize == 2 else (16, 8)
         # The kernel with zeros around it, (groups, KT, KH + .., KW + .., I, O). Rows of the banded matrix are in it.
         around = [size - 1 for size in (self.BW, self.BW, rows, rows)]
@@ -283,7 +284,7 @@ class _Convolution:
 
     @property
     def constants(self) -> dict[str, int | str]:
-        """What both kernels must know when they are compiled."""
+        """Constants of both kernels, for which they are compiled."""
         sizes = dict(zip(("KT", "KH", "KW"), self.kernel, strict=True))
         return sizes | {"BW": self.BW, "RUN": self.run, "BN": self.BN, "PRECISION": self.precision}
 
@@ -300,7 +301,7 @@ def _tile(size: int, least: int, programs: Callable[[int], int]) -> int:
 
 
 def _precision(dtype: torch.dtype) -> str:
-    """How a matrix product rounds its operands."""
+    """The precision of matrix products. float32 is rounded to TF32 if PyTorch's switch for matrix products allows it."""
     matmul = torch.backends.cuda.matmul
     tf32 = matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32  # torch 2.8
     return "tf32" if dtype == torch.float32 and tf32 else "ieee"

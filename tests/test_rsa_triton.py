@@ -225,6 +225,14 @@ def test_no_clips():
     assert not any(g.any() for g in found[2:])
 
 
+@needs_kernels
+def test_a_clip_too_large_for_the_offsets_is_told():
+    (projected, *parameters), heads = arguments("one_pixel")
+    large = projected.detach().expand(1, 1024, 1024, 1024, -1)  # takes no memory
+    with pytest.raises(ValueError, match="a clip with .* numbers is too large for the kernels"):
+        relational_self_attention(large, *parameters, heads)
+
+
 def test_says_why_not():
     cpu, both = torch.device("cpu"), "VplusR"
     assert why_not(cpu, torch.float32, "V", both) == "kernel_type 'V' has no kernel"

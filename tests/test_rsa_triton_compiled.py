@@ -62,7 +62,10 @@ def compiled(kernel, arguments, constants, capability: int):
     return compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
-@pytest.mark.parametrize(("stage", "dtype", "capability"), [("res2", torch.bfloat16, 90), ("res5", torch.float32, 80)])
+@pytest.mark.parametrize(
+    ("stage", "dtype", "capability"),
+    [("res2", torch.bfloat16, 90), ("res5", torch.bfloat16, 80), ("res2", torch.float32, 80)],
+)
 def test_kernels_compile_for_gpus(stage, dtype, capability, tmp_path, monkeypatch):
     """No kernel spills registers, products in bfloat16 use tensor cores, and runs of inputs are loaded as vectors."""
     knobs = pytest.importorskip("triton").knobs
