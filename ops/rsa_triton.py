@@ -89,10 +89,7 @@ def _triton(
     call = _Call(projected, H2, H1, P1, G, I, num_heads)
     y = projected.new_empty(*projected.shape[:4], call.V * call.L)
     for clips in call.chunks(1):
-        part = projected[clips].contiguous()
-        k, v = (_unit(x)[0] for x in call.keys_and_values(part))
-        matrices = call.h1.matrices(call.h1.padded(k)), call.h2_g.matrices(call.h2_g.padded(v))
-        call.by_tile(kernels.heads, part, *matrices, call.p1, call.i, y[clips])
+        call.forward(projected[clips].contiguous(), y[clips])
     return y
 
 
@@ -130,25 +127,9 @@ def _triton_backward(
     result = torch.empty_like(projected, memory_format=torch.contiguous_format)
     sums = [torch.zeros_like(x, dtype=torch.float32) for x in (call.h1.weight, call.h2_g.weight, call.p1, call.i)]
     for clips in call.chunks(2):
-        part = projected[clips].contiguous()
-        k, v = (_unit(x) for x in call.keys_and_values(part))
-        keys, values = call.h1.padded(k[0]), call.h2_g.padded(v[0])
-        relation, context = call.h1.matrices(keys), call.h2_g.matrices(values)
-        g_relation, g_context = torch.empty_like(relation), torch.empty_like(context)
         g_y = gradient[clips].to(projected.dtype).contiguous()
-        tensors = relation, context, call.p1, call.i, g_y, result[clips], g_relation, g_context
-        call.by_tile(kernels.heads_backward, part, *tensors)
-        del relation, context, tensors  # frees their memory before the next step needs as much
-        found = call.h1.input_gradient(g_relation), call.h2_g.input_gradient(g_context)
-        for to, g, (x, scale) in zip(call.keys_and_values(result[clips]), found, (k, v), strict=True):
-            g, x = g.movedim(0, -1), x.float()
-            to.copy_((g - x * (x * g).sum(-1, keepdim=True)) * scale)
-        g_mixing = g_context[..., call.D :]
-        terms = call.h1.weight_gradient(keys, g_relation), call.h2_g.weight_gradient(values, g_context)
-        biases = (x.flatten(1, 4).sum(1, dtype=torch.float32) for x in (g_relation, g_mixing))
-        for total, term in zip(sums, (*terms, *biases), strict=True):
+        for total, term in zip(sums, call.backward(projected[clips].contiguous(), g_y, result[clips]), strict=True):
             total += term
-
     g_h1, g_h2_g, g_p1, g_i = sums
     g_h2, g_g = g_h2_g[0].split([call.D, call.V])
     pairs = zip((g_h2, g_h1, g_p1, g_g, g_i), (H2, H1, P1, G, I), strict=True)
@@ -185,6 +166,32 @@ class _Call:
         clips = max(1, CHUNK_BYTES // max(1, copies * self.clip_bytes))
         if prod(self.shape):
             yield from (slice(first, first + clips) for first in range(0, self.shape[0], clips))
+
+    def forward(self, projected: Tensor, y: Tensor) -> None:
+        """Write the output of a chunk."""
+        k, v = (_unit(x)[0] for x in self.keys_and_values(projected))
+        matrices = self.h1.matrices(self.h1.padded(k)), self.h2_g.matrices(self.h2_g.padded(v))
+        self.by_tile(kernels.heads, projected, *matrices, self.p1, self.i, y)
+
+    def backward(self, projected: Tensor, g_y: Tensor, result: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Write the gradient of a chunk's ``projected`` to ``result``; returns its part of those of the parameters.
+
+        They are the gradients of H1, of H2 and G together, of P1 and of I.
+        """
+        k, v = (_unit(x) for x in self.keys_and_values(projected))
+        keys, values = self.h1.padded(k[0]), self.h2_g.padded(v[0])
+        relation, context = self.h1.matrices(keys), self.h2_g.matrices(values)
+        g_relation, g_context = torch.empty_like(relation), torch.empty_like(context)
+        tensors = relation, context, self.p1, self.i, g_y, result, g_relation, g_context
+        self.by_tile(kernels.heads_backward, projected, *tensors)
+        del relation, context, tensors  # frees their memory before the next step needs as much
+        found = self.h1.input_gradient(g_relation), self.h2_g.input_gradient(g_context)
+        for to, g, (x, scale) in zip(self.keys_and_values(result), found, (k, v), strict=True):
+            g, x = g.movedim(0, -1), x.float()
+            to.copy_((g - x * (x * g).sum(-1, keepdim=True)) * scale)
+        weights = self.h1.weight_gradient(keys, g_relation), self.h2_g.weight_gradient(values, g_context)
+        biases = (x.flatten(1, 4).sum(1, dtype=torch.float32) for x in (g_relation, g_context[..., self.D :]))
+        return *weights, *biases
 
     def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, T, H, W, E) -> keys (N, T, H, W, K), values (N, T, H, W, V)."""
@@ -301,7 +308,7 @@ def _tile(size: int, least: int, programs: Callable[[int], int]) -> int:
 
 
 def _precision(dtype: torch.dtype) -> str:
-    """The precision of matrix products. float32 is rounded to TF32 if PyTorch's switch for matrix products allows it."""
+    """The precision of products. float32 is rounded to TF32 if PyTorch's switch for matrix products allows it."""
     matmul = torch.backends.cuda.matmul
     tf32 = matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32  # torch 2.8
     return "tf32" if dtype == torch.float32 and tf32 else "ieee"
