@@ -29,6 +29,7 @@ class Backend(NamedTuple):
 
 BACKENDS: dict[str, Backend] = {}  # the paths by name
 PREFERENCE = ("fused", "reference")  # for "auto", and for replacing a path that cannot be used
+UNTRIED = "triton"  # path for GPUs that "auto" does not choose, because this version of it has not run on a GPU
 
 
 class Choice(NamedTuple):
@@ -79,9 +80,14 @@ def rsa_backend_reason(
 
     If ``device`` is ``None``, the GPU is meant if there is one, otherwise the CPU.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    choice = choose_backend(backend, torch.device(device), dtype, kernel_type, feat_type)
-    return f"{choice.name} ({choice.reason})"
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    name, reason, _ = choose_backend(backend, device, dtype, kernel_type, feat_type)
+    by_preference = backend == "auto" and os.environ.get("RSA_BACKEND", "auto") in ("", "auto")
+    untried = BACKENDS.get(UNTRIED) if by_preference and device.type == "cuda" else None
+    if untried and untried.why_not(device, dtype, kernel_type, feat_type) is None:
+        reason += f"; {UNTRIED} is not chosen because this version of it has not run on a GPU: check it with "
+        reason += f"./scripts/check_gpu.sh, then set RSA_BACKEND={UNTRIED}"
+    return f"{name} ({reason})"
 
 
 class RSA(nn.Module):
@@ -120,7 +126,8 @@ class RSA(nn.Module):
         kernel_type, feat_type: ``"V"``, ``"R"`` or ``"VplusR"``.
         backend: ``"reference"`` uses the released order of operations. ``"fused"`` (any device) and ``"triton"`` (GPUs,
             if kernel_type and feat_type are "VplusR") compute the same faster, with gradients of first order only.
-            ``"auto"`` is ``"fused"``, or the path that the environment variable ``RSA_BACKEND`` names.
+            ``"auto"`` is ``"fused"``, or the path that the environment variable ``RSA_BACKEND`` names. It does not yet
+            choose ``"triton"`` because this version of the kernels has not run on a GPU.
             ``rsa_backend_reason`` says which path is used and why.
 
     Shapes: ``(N, C, T, H, W) -> (N, C', T, ceil(H/sH), ceil(W/sW))``, any N, T, H, W.

@@ -1,46 +1,38 @@
-"""RSA in Triton kernels for GPUs: it computes ``ops.rsa`` without storing the matrices of the positions.
+"""RSA for GPUs: ``ops.rsa`` in Triton kernels, without atomic operations.
 
-At each position, the relation X^K * H1 has K x D numbers, the context H2^T X^V has V x D, and the mixing X^V * G has
-V x V. For all positions together they are many times larger than the output. Here a program computes them for a tile of
-positions and for one channel of the keys or values at a time. It adds the products to its L codes (D numbers each) and
-L outputs (V numbers each):
+At each position, the relation X^K * H1 is a matrix of K x D numbers, the context H2^T X^V has V x D, and the mixing
+X^V * G has V x V. Both passes process a few clips at a time, and only the matrices of these clips are in memory:
 
-- ``_forward``: code_l = sum_k q_lk (P1_k + relation_k), then u_lv = context_v . code_l and y_l = sum_v u_lv mixing_v.
-- ``_backward``: the gradients of u, of the code and of the queries, from dy and the code. It recomputes the context,
-  the mixing and the relation.
-- ``_backward_taps``: the gradients of the three weights of a neighbourhood (H1, H2, G) have the same form, a sum over
-  heads of a factor times a row: q_lk dcode_l, du_lv code_l, u_lv dy_l. One kernel is started three times. It computes
-  the gradients of the weights and adds the gradients of keys or values atomically. This is most of the time of a
-  training step.
+- Forward: two convolutions write the matrices (H2 and G share one, because they have the same input), and one kernel
+  forms the products over the heads.
+- Backward: it saves the inputs only and computes the matrices again. One kernel computes the gradients of the queries
+  and of the matrices. The gradient of keys or values is a convolution of the gradient of the matrices with the flipped
+  kernel. The gradients of the weights are matrix products, summed over programs in a fixed order.
 
-The order of atomic additions varies, so the last digits of the gradient of ``projected`` differ from run to run. All
-other results are the same every time. The backward saves the inputs and the code (N, T, H, W, L, D).
+Every sum has a fixed order. Therefore all results are the same in every run on one machine. The kernels are in
+``rsa_triton_kernels``, which must be copied together with this file.
 
-Letters: P = N x T x H x W positions, BP per program; L heads; K key, V value and D latent channels; M taps, which are
-the positions of a neighbourhood. BD, BV, MP, LP are D, V, M, L rounded up to sizes that a matrix product allows. A
-plane is one channel of the keys or values with its zero padding. In a plane, each tap is a constant offset.
+Letters: P = N x T x H x W positions; L heads; K key, V value and D latent channels; C channels of keys or values; a
+block is BH x BW neighbouring positions (rows x columns) that a product computes together.
 """
+
+from collections.abc import Callable
+from math import prod
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-try:
-    import triton
-    import triton.language as tl
-
-    jit, constexpr = triton.jit, tl.constexpr
-    INTERPRETED = constexpr(bool(triton.knobs.runtime.interpret))  # TRITON_INTERPRET=1: numpy runs the kernels
-except ImportError:
-    triton, constexpr, INTERPRETED = None, int, False
-
-    def jit(kernel):
-        return kernel
-
+from . import rsa_triton_kernels as kernels
+from .rsa_triton_kernels import INTERPRETED, triton
 
 EPSILON = 1e-6
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-PROGRAMS = 1024  # programs that share a gradient of weights: enough for any GPU, and few partial sums to add
+CHUNK_BYTES = 40 << 20  # size of a chunk's matrices and their gradients; a chunk has at least one clip
+OUTPUTS = 128  # of a block, at most
+BLOCK = (4, 8)  # the largest block: rows, columns
+PROGRAMS = 512  # enough for any GPU: with fewer, each gets less work; with more, gradients of weights have more parts
 
 
 def why_not(device: torch.device, dtype: torch.dtype, kernel_type: str, feat_type: str) -> str | None:
@@ -78,10 +70,10 @@ def relational_self_attention(
     Returns (N, T, H, W, V*L), channel v*L + l for head l, in the type of ``projected``. Gradients are of first order,
         each in the type of its input.
 
-    Errors: ``ValueError`` if ``why_not`` gives a reason for the input; Triton's own error for bfloat16 on a GPU with
-        compute capability below 8.0.
+    Errors: ``ValueError`` if ``why_not`` gives a reason for the input, or if a clip is too large for 32-bit offsets;
+        Triton's own error for bfloat16 on a GPU with compute capability below 8.0.
     """
-    return torch.ops.rsa.triton(projected, H2, H1, P1, G, I, num_heads)[0]
+    return torch.ops.rsa.triton(projected, H2, H1, P1, G, I, num_heads)
 
 
 @torch.library.custom_op("rsa::triton", mutates_args=())
@@ -93,32 +85,26 @@ def _triton(
     G: Tensor,
     I: Tensor,
     num_heads: int,
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     call = _Call(projected, H2, H1, P1, G, I, num_heads)
     y = projected.new_empty(*projected.shape[:4], call.V * call.L)
-    code = projected.new_empty(*projected.shape[:4], call.L, call.D)
-    q, k, v = (_unit(x)[0] for x in call.parts(projected))
-    call.by_tile(_forward, call.by_head(q), call.planes(k), call.planes(v), code, y)
-    return y, code
+    for clips in call.chunks(1):
+        call.forward(projected[clips].contiguous(), y[clips])
+    return y
 
 
 @_triton.register_fake
 def _(projected, H2, H1, P1, G, I, num_heads):
-    D, L = H2.shape[0], num_heads
-    V = projected.shape[4] - (L + 1) * (H1.shape[0] // D)
-    return projected.new_empty(*projected.shape[:4], V * L), projected.new_empty(*projected.shape[:4], L, D)
+    V = projected.shape[4] - (num_heads + 1) * (H1.shape[0] // H2.shape[0])
+    return projected.new_empty(*projected.shape[:4], V * num_heads)
 
 
 def _setup_context(ctx, inputs, output):
     *tensors, ctx.num_heads = inputs
-    ctx.save_for_backward(*tensors, output[1])
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors)
 
 
-def _gradients(ctx, gradient, _):
-    if gradient is None:
-        return (None,) * 7
+def _gradients(ctx, gradient):
     return *torch.ops.rsa.triton_backward(gradient, *ctx.saved_tensors, ctx.num_heads), None
 
 
@@ -134,131 +120,198 @@ def _triton_backward(
     P1: Tensor,
     G: Tensor,
     I: Tensor,
-    code: Tensor,
     num_heads: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of ``projected``, H2, H1, P1, G and I."""
     call = _Call(projected, H2, H1, P1, G, I, num_heads)
-    parts = call.parts(projected)
-    q, k, v = (_unit(x) for x in parts)
-    queries, keys, values = call.by_head(q[0]), call.planes(k[0]), call.planes(v[0])
-    rows = gradient.unflatten(-1, (call.V, call.L)).transpose(-1, -2).to(projected.dtype).contiguous()  # (.., L, V)
-    g_queries, g_code = torch.empty_like(queries), torch.empty_like(code)
-    u, g_u = (projected.new_empty(call.V, call.L, call.P) for _ in range(2))
-    call.by_tile(_backward, queries, keys, values, code, rows, g_queries, g_code, u, g_u)
-
-    g_keys, g_values = (torch.zeros_like(x, dtype=torch.float32) for x in (keys, values))
-    g_h1, g_p1 = call.by_tap(queries, g_code, keys, call.h1, g_keys)
-    g_h2, _ = call.by_tap(g_u, code, values, call.h2, g_values)
-    g_g, g_i = call.by_tap(u, rows, values, call.g, g_values)
-
-    g_queries = g_queries.view(call.K, call.L, *projected.shape[:4]).permute(2, 3, 4, 5, 1, 0)
     result = torch.empty_like(projected, memory_format=torch.contiguous_format)
-    found = (g_queries, call.inner(g_keys).movedim(0, -1), call.inner(g_values).movedim(0, -1))
-    for part, g, (x, scale) in zip(call.parts(result), found, (q, k, v), strict=True):
-        g, x = g.float(), x.float()
-        part.copy_((g - x * (x * g).sum(-1, keepdim=True)) * scale)
-    g_h2, g_g = g_h2.sum(0), g_g.sum(0)  # over the channels of the values
+    sums = [torch.zeros_like(x, dtype=torch.float32) for x in (call.h1.weight, call.h2_g.weight, call.p1, call.i)]
+    for clips in call.chunks(2):
+        g_y = gradient[clips].to(projected.dtype).contiguous()
+        for total, term in zip(sums, call.backward(projected[clips].contiguous(), g_y, result[clips]), strict=True):
+            total += term
+    g_h1, g_h2_g, g_p1, g_i = sums
+    g_h2, g_g = g_h2_g[0].split([call.D, call.V])
     pairs = zip((g_h2, g_h1, g_p1, g_g, g_i), (H2, H1, P1, G, I), strict=True)
     return result, *(x.new_empty(x.shape).copy_(g.reshape(x.shape)) for g, x in pairs)
 
 
 @_triton_backward.register_fake
-def _(gradient, projected, H2, H1, P1, G, I, code, num_heads):
+def _(gradient, projected, H2, H1, P1, G, I, num_heads):
     result = torch.empty_like(projected, memory_format=torch.contiguous_format)
     return result, *(x.new_empty(x.shape) for x in (H2, H1, P1, G, I))
 
 
 class _Call:
-    """The sizes of a call, its parameters as the kernels read them, and their launches."""
+    """The sizes of a call, its parameters as the kernels read them, and its chunks."""
 
     def __init__(self, projected, H2, H1, P1, G, I, num_heads):
         reason = why_not(projected.device, projected.dtype, "VplusR", "VplusR")
         if reason:
             raise ValueError(f"no Triton kernel of RSA for {projected.dtype} on {projected.device}: {reason}")
-        self.kernel_size, self.shape, self.D, self.L = H2.shape[2:], projected.shape[:4], H2.shape[0], num_heads
+        self.shape, self.D, self.L = projected.shape, H2.shape[0], num_heads
         self.K = H1.shape[0] // self.D
         self.V = projected.shape[4] - (self.L + 1) * self.K
-        self.P, self.M = self.shape.numel(), self.kernel_size.numel()
-        self.LP = triton.next_power_of_2(self.L)
-        self.BD, self.BV = _block(self.D), _block(self.V)
-        self.BM = min(64, _block(self.M))
-        self.MP = triton.cdiv(self.M, self.BM) * self.BM
+        self.clip_bytes = prod(self.shape[1:4]) * (self.K * self.D + self.V * (self.D + self.V)) * projected.itemsize
+        most = prod(self.shape[1:4]) * max(self.shape[4], self.D + self.V, self.V * self.L)  # numbers
+        if most >= 2**31:
+            raise ValueError(f"a clip with {most} numbers is too large for the kernels (2**31); use smaller frames")
+        dtype, precision = projected.dtype, _precision(projected.dtype)
+        self.h1 = _Convolution(H1.unflatten(0, (self.K, self.D)).to(dtype), precision)
+        self.h2_g = _Convolution(torch.cat([H2.to(dtype), G.to(dtype)]).unsqueeze(0), precision)
+        self.p1, self.i = P1[0].to(dtype).contiguous(), I[0].to(dtype).contiguous()
 
-        def by_tap(weight: Tensor, size: int) -> Tensor:
-            weight = weight.reshape(-1, size, self.M).transpose(1, 2).to(projected.dtype)  # (K or 1, M, D or V)
-            return F.pad(weight, (0, _block(size) - size, 0, self.MP - self.M)).contiguous()  # (K or 1, MP, BD or BV)
+    def chunks(self, copies: int):
+        """Slices of clips whose matrices, ``copies`` times, take at most about CHUNK_BYTES."""
+        clips = max(1, CHUNK_BYTES // max(1, copies * self.clip_bytes))
+        if prod(self.shape):
+            yield from (slice(first, first + clips) for first in range(0, self.shape[0], clips))
 
-        self.h1, self.h2, self.g = by_tap(H1, self.D), by_tap(H2, self.D), by_tap(G, self.V)
-        self.p1 = F.pad(P1[0].to(projected.dtype), (0, self.BD - self.D)).contiguous()  # (K, BD)
-        self.i = F.pad(I[0].to(projected.dtype), (0, self.BV - self.V)).contiguous()  # (V, BV)
+    def forward(self, projected: Tensor, y: Tensor) -> None:
+        """Write the output of a chunk."""
+        k, v = (_unit(x)[0] for x in self.keys_and_values(projected))
+        matrices = self.h1.matrices(self.h1.padded(k)), self.h2_g.matrices(self.h2_g.padded(v))
+        self.by_tile(kernels.heads, projected, *matrices, self.p1, self.i, y)
 
-        kt, kh, kw = self.kernel_size
-        n, t, h, w = self.shape
-        self.padded = (n, t + kt - 1, h + kh - 1, w + kw - 1)
-        count = n * self.padded[1] * self.padded[2] * self.padded[3]
-        if count >= 2**31:
-            raise ValueError(f"{count} padded positions are too many for the kernels (2**31); use a smaller batch")
-        place = torch.arange(count, dtype=torch.int32, device=projected.device).view(self.padded)
-        self.corners = place[:, :t, :h, :w].flatten()  # (P): start of each position's neighbourhood in a plane
-        self.taps = F.pad(place[:1, :kt, :kh, :kw].flatten(), (0, self.MP - self.M))  # (MP): offsets of the taps
-        self.precision = "tf32" if projected.dtype == torch.float32 and _tf32() else "ieee"
+    def backward(self, projected: Tensor, g_y: Tensor, result: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Write the gradient of a chunk's ``projected`` to ``result``; returns its part of those of the parameters.
 
-    def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(N, T, H, W, E) -> queries (N, T, H, W, L, K), keys (N, T, H, W, K), values (N, T, H, W, V)."""
-        q, k, v = x.split([self.L * self.K, self.K, self.V], dim=-1)
-        return q.unflatten(-1, (self.L, self.K)), k, v
+        They are the gradients of H1, of H2 and G together, of P1 and of I.
+        """
+        k, v = (_unit(x) for x in self.keys_and_values(projected))
+        keys, values = self.h1.padded(k[0]), self.h2_g.padded(v[0])
+        relation, context = self.h1.matrices(keys), self.h2_g.matrices(values)
+        g_relation, g_context = torch.empty_like(relation), torch.empty_like(context)
+        tensors = relation, context, self.p1, self.i, g_y, result, g_relation, g_context
+        self.by_tile(kernels.heads_backward, projected, *tensors)
+        del relation, context, tensors  # frees their memory before the next step needs as much
+        found = self.h1.input_gradient(g_relation), self.h2_g.input_gradient(g_context)
+        for to, g, (x, scale) in zip(self.keys_and_values(result), found, (k, v), strict=True):
+            g, x = g.movedim(0, -1), x.float()
+            to.copy_((g - x * (x * g).sum(-1, keepdim=True)) * scale)
+        weights = self.h1.weight_gradient(keys, g_relation), self.h2_g.weight_gradient(values, g_context)
+        biases = (x.flatten(1, 4).sum(1, dtype=torch.float32) for x in (g_relation, g_context[..., self.D :]))
+        return *weights, *biases
 
-    def by_head(self, q: Tensor) -> Tensor:
-        return q.permute(5, 4, 0, 1, 2, 3).reshape(self.K, self.L, self.P).contiguous()  # (K, L, P)
+    def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, T, H, W, E) -> keys (N, T, H, W, K), values (N, T, H, W, V)."""
+        return x.split([self.L * self.K, self.K, self.V], dim=-1)[1:]
 
-    def planes(self, x: Tensor) -> Tensor:
-        """Keys or values (N, T, H, W, C) -> (C, N, T+kT-1, H+kH-1, W+kW-1), padded with zeros."""
-        result = x.new_zeros(x.shape[-1], *self.padded)
-        self.inner(result).copy_(x.movedim(-1, 0))
-        return result
-
-    def inner(self, planes: Tensor) -> Tensor:
-        (_, t, h, w), (kt, kh, kw) = self.shape, (k // 2 for k in self.kernel_size)
-        return planes[:, :, kt : kt + t, kh : kh + h, kw : kw + w]  # (C, N, T, H, W)
-
-    def by_tile(self, kernel, queries: Tensor, keys: Tensor, values: Tensor, *tensors: Tensor) -> None:
-        """Start ``_forward`` or ``_backward``, one program for every BP positions."""
-        BP = min(64, max(16, 8192 // (self.LP * max(self.BD, self.BV))))  # the L codes must fit in registers
-        sizes = (self.P, keys[0].numel(), self.K, self.V, self.D, self.L)
-        weights = (self.h1, self.p1, self.h2, self.g, self.i)
-        blocks = {"LP": self.LP, "BP": BP, "BD": self.BD, "BV": self.BV, "BM": self.BM, "MP": self.MP}
-        with torch.cuda.device_of(queries):
-            kernel[(triton.cdiv(self.P, BP),)](
-                queries, keys, values, *weights, self.corners, self.taps, *tensors, *sizes, **blocks,
-                PRECISION=self.precision, num_warps=4, num_stages=1,
+    def by_tile(self, kernel, projected: Tensor, *tensors: Tensor) -> None:
+        """Start ``heads`` or ``heads_backward``, one program for every BP positions."""
+        P, E = projected.shape[:4].numel(), projected.shape[4]
+        LP, BD, BV = (triton.next_power_of_2(x) for x in (self.L, self.D, self.V))
+        BP = _tile(max(1, 2048 // (LP * max(BD, BV))), 1, lambda size: triton.cdiv(P, size))
+        with torch.cuda.device_of(projected):
+            kernel[(triton.cdiv(P, BP),)](
+                projected, *tensors, P, E, self.K, self.V, self.D, self.L, LP=LP, BP=BP, BD=BD, BV=BV, EPS=EPSILON,
+                num_warps=4,
             )  # fmt: skip
 
-    def by_tap(self, factors: Tensor, rows: Tensor, planes: Tensor, weights: Tensor, g_planes: Tensor):
-        """Start ``_backward_taps`` and sum its parts: the gradients of weights (C, D|V, M) and a bias (C, D|V)."""
-        channels, size, block = planes.shape[0], rows.shape[-1], weights.shape[-1]
-        room = 4096 if rows.is_cuda and torch.cuda.get_device_capability(rows.device) < (9, 0) else 8192
-        BP = min(64, max(16, room // (block * rows.element_size())))  # more spills; older GPUs have less memory
-        shares = max(1, min(triton.cdiv(self.P, BP), PROGRAMS // channels))
-        g_weights = factors.new_empty(channels, shares, self.MP, block, dtype=torch.float32)
-        g_bias = factors.new_empty(channels, shares, block, dtype=torch.float32)
-        with torch.cuda.device_of(planes):
-            _backward_taps[(channels, shares, self.MP // self.BM)](
-                factors, rows, planes, weights, self.corners, self.taps, g_planes, g_weights, g_bias,
-                self.P, planes[0].numel(), weights[0].numel() if weights.shape[0] > 1 else 0, self.M, size, shares,
-                L=self.L, BP=BP, BD=block, BM=self.BM, MP=self.MP, PRECISION=self.precision, num_warps=4,
-                num_stages=1 if rows.dtype == torch.float32 else 2,
+
+class _Planes(NamedTuple):
+    """Keys or values as a convolution reads them: (C, N, T + .., H + .., W + ..), with zeros around each clip."""
+
+    planes: Tensor
+    shape: torch.Size  # (N, T, H, W)
+
+
+class _Convolution:
+    """A zero-padded convolution of C channels, each with I inputs and O outputs at a position.
+
+    ``weight`` is (groups, O, I, KT, KH, KW). If ``groups`` is 1, the channels share it; otherwise each has its own.
+    ``rows`` is the height of a block.
+    """
+
+    def __init__(self, weight: Tensor, precision: str, rows: int = 1):
+        self.weight, self.precision, self.BH = weight, precision, rows
+        self.groups, self.O, self.I, *self.kernel = weight.shape
+        self.BW = max(1, min(BLOCK[1], OUTPUTS // self.O))
+        self.run = (self.BW + self.kernel[2] - 1) * self.I
+        self.columns = self.BH * self.BW * self.O  # of the banded matrix
+        self.BN = min(OUTPUTS, _block(self.columns))
+        # Length of the sums of one product, and warps. Without tensor cores (float32), a thread holds its share of both
+        # factors in registers. Therefore the factors are smaller and more threads share them.
+        self.short, self.warps = (64, 4) if weight.itemsize == 2 else (16, 8)
+        # The kernel with zeros around it, (groups, KT, KH + .., KW + .., I, O). Rows of the banded matrix are in it.
+        around = [size - 1 for size in (self.BW, self.BW, rows, rows)]
+        self.windows = F.pad(weight.permute(0, 3, 4, 5, 2, 1), (0, 0, 0, 0, *around)).contiguous()
+
+    def padded(self, x: Tensor) -> "_Planes":
+        """(N, T, H, W, C) -> one plane for each channel, with zeros around each clip and space for whole blocks."""
+        sizes = [size + k - 1 for size, k in zip(x.shape[1:4], self.kernel, strict=True)]
+        sizes[2] += -x.shape[3] % self.BW
+        planes = x.new_zeros(x.shape[4], x.shape[0], *sizes)
+        inner = (slice(k // 2, k // 2 + size) for size, k in zip(x.shape[1:4], self.kernel, strict=True))
+        planes[(..., *inner)] = x.movedim(-1, 0)
+        return _Planes(planes, x.shape[:4])
+
+    def matrices(self, x: "_Planes") -> Tensor:
+        """The outputs (C, N, T, H, W, O)."""
+        return self._start(x.planes, x.shape, x.planes.dtype)
+
+    def input_gradient(self, g_y: Tensor) -> Tensor:
+        """The gradient of the inputs (C, N, T, H, W), in float32, from the gradient of the outputs."""
+        turned = _Convolution(self.weight.flip(3, 4, 5).transpose(1, 2), self.precision, BLOCK[0])
+        return turned._start(g_y, g_y.shape[1:5], torch.float32, padded=False).squeeze(-1)
+
+    def _start(self, x: Tensor, shape: torch.Size, dtype: torch.dtype, padded: bool = True) -> Tensor:
+        channels, (n, *sizes) = x.shape[0], shape
+        y = x.new_empty(channels, *shape, self.O, dtype=dtype)
+        blocks = n * sizes[0] * triton.cdiv(sizes[1], self.BH) * triton.cdiv(sizes[2], self.BW)
+        parts = triton.cdiv(self.columns, self.BN)
+        BR = _tile(64, 16, lambda size: triton.cdiv(blocks, size) * channels * parts)
+        group = self.windows[0].numel() if self.groups > 1 else 0
+        with torch.cuda.device_of(x):
+            kernels.convolve[(triton.cdiv(blocks, BR), channels, parts)](
+                x, self.windows, y, x[0].numel(), n * sizes[0], *sizes, PADDED=padded, GROUP=group, I=self.I, O=self.O,
+                **self.constants, BH=self.BH, BR=BR, BK=self.short, num_warps=self.warps, num_stages=2 if padded else 4,
             )  # fmt: skip
-        return g_weights.sum(1)[:, : self.M, :size].transpose(1, 2), g_bias.sum(1)[:, :size]
+        return y
+
+    def weight_gradient(self, x: "_Planes", g_y: Tensor) -> Tensor:
+        """The gradient of the weight, in float32, from the inputs (I = 1) and the gradient of the outputs."""
+        x, (n, *sizes) = x
+        channels = x.shape[0] // self.groups
+        rows, BK = self.kernel[0] * self.kernel[1] * self.run, 64
+        parts = triton.cdiv(rows, BK), triton.cdiv(self.columns, self.BN)
+        tiles = channels * triton.cdiv(n * sizes[0] * sizes[1] * triton.cdiv(sizes[2], self.BW), self.short)
+        shares = max(1, min(tiles, PROGRAMS // (self.groups * prod(parts))))
+        sums = x.new_empty(self.groups, shares, parts[0] * BK, parts[1] * self.BN, dtype=torch.float32)
+        with torch.cuda.device_of(x):
+            kernels.weight_gradient[(prod(parts), shares, self.groups)](
+                x, g_y, sums, x[0].numel(), n * sizes[0], *sizes, channels, shares, O=self.O, **self.constants,
+                BR=self.short, BK=BK, num_warps=self.warps, num_stages=2,
+            )  # fmt: skip
+        banded = sums.sum(1)[:, :rows, : self.columns].contiguous()  # (groups, KT*KH*run, BW*O)
+        # A tap of the kernel is a diagonal of the banded matrix.
+        size, step = (self.groups, *self.kernel, self.BW, self.O), self.columns
+        strides = (rows * step, self.kernel[1] * self.run * step, self.run * step, step, step + self.O, 1)
+        return banded.as_strided(size, strides).sum(4).movedim(4, 1).unsqueeze(2)  # (groups, O, 1, KT, KH, KW)
+
+    @property
+    def constants(self) -> dict[str, int | str]:
+        """Constants of both kernels, for which they are compiled."""
+        sizes = dict(zip(("KT", "KH", "KW"), self.kernel, strict=True))
+        return sizes | {"BW": self.BW, "RUN": self.run, "BN": self.BN, "PRECISION": self.precision}
 
 
 def _block(size: int) -> int:
     return max(16, triton.next_power_of_2(size))  # matrix products need sizes of at least 16
 
 
-def _tf32() -> bool:
+def _tile(size: int, least: int, programs: Callable[[int], int]) -> int:
+    """Halve a tile until it gives enough programs, or is at its least."""
+    while size > least and programs(size) < PROGRAMS:
+        size //= 2
+    return size
+
+
+def _precision(dtype: torch.dtype) -> str:
+    """The precision of products. float32 is rounded to TF32 if PyTorch's switch for matrix products allows it."""
     matmul = torch.backends.cuda.matmul
-    return matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32  # torch 2.8
+    tf32 = matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32  # torch 2.8
+    return "tf32" if dtype == torch.float32 and tf32 else "ieee"
 
 
 def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -266,134 +319,3 @@ def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
     wide = x.float()
     scale = (wide.square().sum(-1, keepdim=True) + EPSILON).rsqrt()
     return (wide * scale).to(x.dtype), scale
-
-
-@jit
-def _dot(a, b, sum_of, PRECISION: constexpr):
-    if INTERPRETED:  # the interpreter's product reads the bits of a bfloat16 as an integer
-        a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, sum_of, input_precision=PRECISION)
-
-
-@jit
-def _product(plane, weight, at, taps, BP: constexpr, BD: constexpr, BM: constexpr, MP: constexpr, PRECISION: constexpr):
-    """sum_m plane[p + m] weight[m, d] for a tile of positions: (BP, BD)."""
-    d = tl.arange(0, BD)
-    result = tl.zeros((BP, BD), tl.float32)
-    for first in range(0, MP, BM):
-        m = first + tl.arange(0, BM)
-        around = tl.load(plane + at[:, None] + tl.load(taps + m)[None, :])  # (BP, BM)
-        result = _dot(around, tl.load(weight + m[:, None] * BD + d[None, :]), result, PRECISION)
-    return result
-
-
-@jit
-def _forward(
-    queries, keys, values, h1, p1, h2, g, i, corners, taps, code_out, y_out, P, plane, K, V, D, L,
-    LP: constexpr, BP: constexpr, BD: constexpr, BV: constexpr, BM: constexpr, MP: constexpr, PRECISION: constexpr,
-):  # fmt: skip
-    p = tl.program_id(0).to(tl.int64) * BP + tl.arange(0, BP)
-    l, d, w = tl.arange(0, LP), tl.arange(0, BD), tl.arange(0, BV)
-    at = tl.load(corners + p, mask=p < P, other=0)  # results past the last position are not stored
-    here = (l < L)[:, None] & (p < P)[None, :]  # (LP, BP)
-    by_head = l.to(tl.int64)[:, None] * P + p[None, :]
-    step = tl.full((), plane, tl.int64)
-
-    code = tl.zeros((LP, BP, BD), tl.float32)
-    for _ in range(K):
-        relation = _product(keys, h1, at, taps, BP, BD, BM, MP, PRECISION) + tl.load(p1 + d)[None, :]
-        q = tl.load(queries + by_head, mask=here, other=0).to(tl.float32)
-        code += q[:, :, None] * relation[None, :, :]
-        queries += L * P
-        keys += step
-        h1 += MP * BD
-        p1 += BD
-    to = (p[None, :] * L + l[:, None])[:, :, None] * D + d[None, None, :]
-    tl.store(code_out + to, code.to(code_out.dtype.element_ty), mask=here[:, :, None] & (d < D)[None, None, :])
-
-    y = tl.zeros((LP, BP, BV), tl.float32)
-    for _ in range(V):
-        context = _product(values, h2, at, taps, BP, BD, BM, MP, PRECISION)
-        mixing = _product(values, g, at, taps, BP, BV, BM, MP, PRECISION) + tl.load(i + w)[None, :]
-        u = tl.sum(context[None, :, :] * code, 2)  # (LP, BP)
-        y += u[:, :, None] * mixing[None, :, :]
-        values += step
-        i += BV
-    to = (p[None, :, None] * V + w[None, None, :]) * L + l[:, None, None]
-    tl.store(y_out + to, y.to(y_out.dtype.element_ty), mask=here[:, :, None] & (w < V)[None, None, :])
-
-
-@jit
-def _backward(
-    queries, keys, values, h1, p1, h2, g, i, corners, taps, code, rows, g_queries, g_code_out, u_out, g_u_out,
-    P, plane, K, V, D, L,
-    LP: constexpr, BP: constexpr, BD: constexpr, BV: constexpr, BM: constexpr, MP: constexpr, PRECISION: constexpr,
-):  # fmt: skip
-    p = tl.program_id(0).to(tl.int64) * BP + tl.arange(0, BP)
-    l, d, w = tl.arange(0, LP), tl.arange(0, BD), tl.arange(0, BV)
-    at = tl.load(corners + p, mask=p < P, other=0)
-    here = (l < L)[:, None] & (p < P)[None, :]  # (LP, BP)
-    by_head = l.to(tl.int64)[:, None] * P + p[None, :]
-    by_position = (p[None, :] * L + l[:, None])[:, :, None]  # (LP, BP, 1)
-    in_code, in_rows = here[:, :, None] & (d < D)[None, None, :], here[:, :, None] & (w < V)[None, None, :]
-    step = tl.full((), plane, tl.int64)
-
-    own = tl.load(code + by_position * D + d[None, None, :], mask=in_code, other=0).to(tl.float32)
-    g_y = tl.load(rows + by_position * V + w[None, None, :], mask=in_rows, other=0).to(tl.float32)
-    g_code = tl.zeros((LP, BP, BD), tl.float32)
-    for _ in range(V):
-        context = _product(values, h2, at, taps, BP, BD, BM, MP, PRECISION)
-        mixing = _product(values, g, at, taps, BP, BV, BM, MP, PRECISION) + tl.load(i + w)[None, :]
-        u = tl.sum(context[None, :, :] * own, 2)  # (LP, BP)
-        g_u = tl.sum(mixing[None, :, :] * g_y, 2)
-        g_code += g_u[:, :, None] * context[None, :, :]
-        tl.store(u_out + by_head, u.to(u_out.dtype.element_ty), mask=here)
-        tl.store(g_u_out + by_head, g_u.to(g_u_out.dtype.element_ty), mask=here)
-        u_out += L * P
-        g_u_out += L * P
-        values += step
-        i += BV
-    tl.store(g_code_out + by_position * D + d[None, None, :], g_code.to(g_code_out.dtype.element_ty), mask=in_code)
-
-    for _ in range(K):
-        relation = _product(keys, h1, at, taps, BP, BD, BM, MP, PRECISION) + tl.load(p1 + d)[None, :]
-        g_q = tl.sum(relation[None, :, :] * g_code, 2)
-        tl.store(g_queries + by_head, g_q.to(g_queries.dtype.element_ty), mask=here)
-        g_queries += L * P
-        keys += step
-        h1 += MP * BD
-        p1 += BD
-
-
-@jit
-def _backward_taps(
-    factors, rows, planes, weights, corners, taps, g_planes, g_weights, g_bias, P, plane, weight, M, D, shares,
-    L: constexpr, BP: constexpr, BD: constexpr, BM: constexpr, MP: constexpr, PRECISION: constexpr,
-):  # fmt: skip
-    channel, share = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    m, d = tl.program_id(2) * BM + tl.arange(0, BM), tl.arange(0, BD)
-    tap = tl.load(taps + m)
-    factors += channel * L * P
-    planes += channel * plane
-    g_planes += channel * plane
-    across = tl.load(weights + channel * weight + m[None, :] * BD + d[:, None])  # (BD, BM)
-    g_weight = tl.zeros((BM, BD), tl.float32)
-    bias = tl.zeros((BD,), tl.float32)
-    for first in range(share * BP, P, shares * BP):
-        p = first + tl.arange(0, BP).to(tl.int64)
-        here = p < P
-        at = tl.load(corners + p, mask=here, other=0)[:, None] + tap[None, :]  # (BP, BM)
-        g = tl.zeros((BP, BD), tl.float32)
-        for l in tl.static_range(L):
-            factor = tl.load(factors + l * P + p, mask=here, other=0).to(tl.float32)
-            row = tl.load(rows + (p * L + l)[:, None] * D + d[None, :], mask=here[:, None] & (d < D)[None, :], other=0)
-            g += factor[:, None] * row.to(tl.float32)
-        bias += tl.sum(g, 0)
-        g = g.to(planes.dtype.element_ty)
-        around = tl.load(planes + at)
-        g_weight = _dot(tl.trans(around), g, g_weight, PRECISION)
-        g_around = _dot(g, across, tl.zeros((BP, BM), tl.float32), PRECISION)
-        tl.atomic_add(g_planes + at, g_around, mask=here[:, None] & (m < M)[None, :], sem="relaxed")
-    part = channel * shares + share
-    tl.store(g_weights + (part * MP + m)[:, None] * BD + d[None, :], g_weight)
-    tl.store(g_bias + part * BD + d, bias)  # every block of taps stores the same numbers

@@ -291,6 +291,26 @@ def test_choice(monkeypatch):
         RSA(8, 8, backend="fast")
 
 
+def test_the_reason_on_a_gpu_says_why_triton_is_not_chosen(monkeypatch):
+    monkeypatch.delenv("RSA_BACKEND", raising=False)
+    always = Backend(ops.rsa.BACKENDS["triton"].compute, lambda *_: None)
+    monkeypatch.setitem(ops.rsa.BACKENDS, "triton", always)  # as on a machine with triton
+    expected = (
+        "fused (backend='auto'; triton is not chosen because this version of it has not run on a GPU: "
+        "check it with ./scripts/check_gpu.sh, then set RSA_BACKEND=triton)"
+    )
+    assert rsa_backend_reason(device="cuda") == expected
+    assert RSA(8, 8).describe_backend(torch.device("cuda")) == f"RSA: {expected}"
+    assert rsa_backend_reason(device="cpu") == "fused (backend='auto')"
+    assert rsa_backend_reason("fused", "cuda") == "fused (backend='fused')"
+    monkeypatch.setenv("RSA_BACKEND", "triton")
+    assert rsa_backend_reason(device="cuda") == "triton (RSA_BACKEND=triton)"
+    monkeypatch.delenv("RSA_BACKEND")
+    never = Backend(always.compute, lambda *_: "triton is not installed")
+    monkeypatch.setitem(ops.rsa.BACKENDS, "triton", never)
+    assert rsa_backend_reason(device="cuda") == "fused (backend='auto')"
+
+
 def test_the_environment_decides(monkeypatch):
     rsa, x = RSA(8, 8, 2, kernel_size=3), torch.randn(1, 8, 2, 3, 3)
     taken, fused = [], ops.rsa.BACKENDS["fused"]

@@ -5,6 +5,7 @@ TRITON_INTERPRET=1.
 """
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,12 +27,20 @@ FLOOR = 1
 # name: (N, T, H, W), heads, key, value, latent, kernel
 CASES = {
     "one_pixel": ((1, 1, 1, 1), 1, 2, 3, 1, (1, 1, 1)),
-    "one_frame": ((2, 1, 3, 5), 1, 3, 2, 4, (3, 3, 3)),
-    "three_heads": ((1, 3, 4, 3), 3, 2, 5, 3, (3, 3, 3)),
-    "flat_kernel": ((2, 2, 3, 1), 2, 4, 3, 2, (1, 3, 1)),
-    "network_kernel": ((1, 3, 5, 4), 2, 2, 3, 5, (5, 7, 7)),  # 245 taps: several blocks of them
-    "wide": ((1, 2, 9, 8), 2, 3, 2, 18, (3, 3, 3)),  # several tiles of positions, more than one block of 16 codes
+    "one_frame": ((2, 1, 3, 5), 1, 3, 2, 4, (3, 1, 3)),
+    "three_heads": ((1, 3, 4, 3), 3, 2, 3, 5, (3, 1, 3)),
+    "flat_kernel": ((2, 2, 3, 1), 2, 2, 3, 2, (1, 3, 1)),
+    "network_kernel": ((1, 2, 3, 4), 2, 2, 2, 1, (5, 7, 7)),  # the kernel is larger than the map in each direction
+    "wide": ((1, 2, 6, 17), 2, 1, 2, 18, (1, 3, 1)),  # several blocks in a row and column, the last of them partial
 }
+LARGE = ((2, 8, 28, 28), 8, 16, 16, 16, (5, 7, 7))  # only for GPUs
+
+
+@pytest.fixture(autouse=True)
+def few_programs(monkeypatch):
+    """The interpreter runs programs one after the other. With fewer programs, each of them has larger tiles."""
+    if rsa_triton.INTERPRETED:
+        monkeypatch.setattr(rsa_triton, "PROGRAMS", 4)
 
 
 def plain(projected, H2, H1, P1, G, I, num_heads):  # noqa: E741
@@ -57,7 +66,7 @@ def plain(projected, H2, H1, P1, G, I, num_heads):  # noqa: E741
 
 def arguments(case, dtype=torch.float32, parameters=None):
     """((projected, H2, H1, P1, G, I), heads) of an RSA whose tensors hold neither zeros nor ones."""
-    (n, t, h, w), heads, key, value, latent, kernel = CASES[case]
+    (n, t, h, w), heads, key, value, latent, kernel = CASES.get(case, LARGE)
     torch.manual_seed(0)
     rsa = RSA(6, 6, heads, key, value, latent, kernel)
     with torch.no_grad():
@@ -103,8 +112,10 @@ def test_by_the_interpreter():
 
 
 @needs_kernels
-@pytest.mark.parametrize("dtype", rsa_triton.DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [(case, torch.float32) for case in CASES] + [("flat_kernel", dtype) for dtype in rsa_triton.DTYPES[1:]],
+)
 def test_is_as_accurate_as_the_plain_path(case, dtype):
     tensors, heads = arguments(case, dtype)
     found = results(relational_self_attention, tensors, heads)
@@ -113,24 +124,40 @@ def test_is_as_accurate_as_the_plain_path(case, dtype):
 
 
 @needs_kernels
-def test_a_program_adds_up_several_tiles(monkeypatch):
-    monkeypatch.setattr(rsa_triton, "PROGRAMS", 1)  # by default there are more programs than tiles of a small map
-    tensors, heads = arguments("wide")
+def test_chunks_shares_and_parts(monkeypatch):
+    """A clip is a chunk, a program has several tiles, and the outputs of a block need several products."""
+    monkeypatch.setattr(rsa_triton, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(rsa_triton, "OUTPUTS", 16)
+    monkeypatch.setattr(rsa_triton, "PROGRAMS", 1)
+    monkeypatch.setitem(CASES, "clips", ((2, 1, 5, 9), 2, 1, 2, 17, (1, 1, 3)))
+    tensors, heads = arguments("clips")
     assert_accurate(results(relational_self_attention, tensors, heads), tensors, heads)
 
 
 @needs_kernels
-@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
-def test_parameters_stay_in_float32(dtype):
-    tensors, heads = arguments("three_heads", dtype, parameters=torch.float32)
+def test_every_run_gives_the_same_bits():
+    tensors, heads = arguments("large" if DEVICE.type == "cuda" else "flat_kernel", torch.bfloat16)
+    first, second = (results(relational_self_attention, tensors, heads) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_no_kernel_is_atomic():
+    """The order of atomic additions would change the last digits from run to run."""
+    source = Path(rsa_triton.kernels.__file__).read_text()
+    assert "tl.dot" in source and not re.search(r"\batomic_\w+", source)
+
+
+@needs_kernels
+def test_parameters_stay_in_float32():
+    tensors, heads = arguments("one_pixel", torch.bfloat16, parameters=torch.float32)
     found = results(relational_self_attention, tensors, heads)
-    assert [x.dtype for x in found] == [dtype] * 2 + [torch.float32] * 5
+    assert [x.dtype for x in found] == [torch.bfloat16] * 2 + [torch.float32] * 5
     assert_accurate(found, tensors, heads)
 
 
 @needs_kernels
 def test_any_strides():
-    (projected, *parameters), heads = arguments("three_heads")
+    (projected, *parameters), heads = arguments("flat_kernel")
     expected = results(relational_self_attention, [projected, *parameters], heads)
     order = projected.detach().permute(4, 2, 0, 3, 1).contiguous().permute(2, 4, 1, 3, 0)
     apart = F.pad(projected.detach(), (1, 2))[..., 1:-2]
@@ -146,11 +173,12 @@ def test_any_strides():
 
 
 @needs_kernels
-def test_is_what_rsa_computes():
+def test_is_what_rsa_computes(monkeypatch):
     """The module computes the same from the same projection. Channels and heads therefore have the same order."""
+    monkeypatch.setattr(rsa_triton, "PROGRAMS", 512)  # as in use: tiles are small
     torch.manual_seed(0)
-    rsa = RSA(6, 8, 2, kernel_size=3).to(DEVICE)
-    x = torch.randn(2, 6, 2, 4, 3, device=DEVICE)
+    rsa = RSA(6, 4, 2, kernel_size=3).to(DEVICE)
+    x = torch.randn(1, 6, 2, 4, 3, device=DEVICE)
     with torch.no_grad():
         projected = F.linear(x.movedim(1, -1), rsa.projection.weight.flatten(1))
         y = relational_self_attention(projected, rsa.H2.weight, rsa.H1.weight, rsa.P1, rsa.G.weight, rsa.I, 2)
@@ -160,23 +188,23 @@ def test_is_what_rsa_computes():
 @needs_kernels
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 def test_operators_are_registered_correctly(dtype):
-    tensors, heads = arguments("three_heads", dtype, parameters=torch.float32)
+    tensors, heads = arguments("flat_kernel", dtype, parameters=torch.float32)
     torch.library.opcheck(torch.ops.rsa.triton.default, (*tensors, heads), atol=1e-4, rtol=1e-2)
     with torch.no_grad():
-        y, code = torch.ops.rsa.triton(*tensors, heads)
+        y = torch.ops.rsa.triton(*tensors, heads)
         plain_tensors = [x.detach() for x in tensors]
-    torch.library.opcheck(torch.ops.rsa.triton_backward.default, (y, *plain_tensors, code, heads))
+    torch.library.opcheck(torch.ops.rsa.triton_backward.default, (y, *plain_tensors, heads))
 
 
 @needs_kernels
 def test_compiles_and_exports_whole():
-    tensors, heads = arguments("three_heads")
+    tensors, heads = arguments("flat_kernel")
     expected = results(relational_self_attention, tensors, heads)
     compiled = torch.compile(relational_self_attention, fullgraph=True, backend="aot_eager")
     for x, e in zip(results(compiled, tensors, heads), expected, strict=True):
         torch.testing.assert_close(x, e, rtol=1e-5, atol=1e-6)
 
-    tensors, heads = arguments("one_frame")  # it has two clips, because a dimension of size one cannot vary
+    tensors, heads = arguments("flat_kernel")  # it has two clips, because a dimension of size one cannot vary
 
     class Whole(torch.nn.Module):
         def forward(self, *tensors):
@@ -191,10 +219,18 @@ def test_compiles_and_exports_whole():
 
 @needs_kernels
 def test_no_clips():
-    (projected, *parameters), heads = arguments("three_heads")
+    (projected, *parameters), heads = arguments("flat_kernel")
     found = results(relational_self_attention, [projected.detach()[:0].requires_grad_(), *parameters], heads)
     assert found[0].shape[0] == found[1].shape[0] == 0
     assert not any(g.any() for g in found[2:])
+
+
+@needs_kernels
+def test_a_clip_too_large_for_the_offsets_is_told():
+    (projected, *parameters), heads = arguments("one_pixel")
+    large = projected.detach().expand(1, 1024, 1024, 1024, -1)  # takes no memory
+    with pytest.raises(ValueError, match="a clip with .* numbers is too large for the kernels"):
+        relational_self_attention(large, *parameters, heads)
 
 
 def test_says_why_not():
