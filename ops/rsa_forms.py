@@ -73,22 +73,17 @@ class ConvolvedContext:
 
     def forward(self, code: Tensor, chunk: Chunk, y: Tensor) -> None:
         """Write y (P, V, L), computed from the code (P, L, D)."""
-        context, mixing = self._halves(self.matrices.forward(chunk))
-        if not self.mixes:
+        _, context, mixing = self._matrices(chunk)
+        if self.mixes:
+            torch.bmm(mixing.mT, torch.bmm(context, code.mT), out=y)
+        else:
             torch.bmm(context, code.mT, out=y)
-            return
-        if self.I is not None:
-            mixing += self.I
-        torch.bmm(mixing.mT, torch.bmm(context, code.mT), out=y)
 
     def backward(self, code: Tensor, g_y: Tensor, chunk: Chunk) -> Tensor:
         """The gradient of the code (P, L, D) from the gradient of y (P, V, L)."""
-        matrices = self.matrices.forward(chunk)
-        context, mixing = self._halves(matrices)
+        matrices, context, mixing = self._matrices(chunk)
         g_u = g_y
         if self.mixes:
-            if self.I is not None:
-                mixing += self.I
             u, g_u = torch.bmm(context, code.mT), torch.bmm(mixing, g_y)  # (P, V, L)
             mixing.copy_(torch.bmm(u, g_y.mT))  # the gradient of the matrices overwrites them
             if self.I is not None:
@@ -107,9 +102,13 @@ class ConvolvedContext:
         weight = self.matrices.g_weight
         return weight[: self.latent], weight[self.latent :] if self.mixes else None, self.g_identity
 
-    def _halves(self, matrices: Tensor) -> tuple[Tensor, Tensor]:
-        """(P, V, D [+ V]) -> the context (P, V, D) and the mixing (P, V, V)."""
-        return matrices[:, :, : self.latent], matrices[:, :, self.latent :]
+    def _matrices(self, chunk: Chunk) -> tuple[Tensor, Tensor, Tensor]:
+        """Matrices (P, V, D [+ V]) and their two parts: the context (P, V, D) and the mixing (P, V, V)."""
+        matrices = self.matrices.forward(chunk)
+        context, mixing = matrices[:, :, : self.latent], matrices[:, :, self.latent :]
+        if self.I is not None:
+            mixing += self.I
+        return matrices, context, mixing
 
 
 class MapContext:

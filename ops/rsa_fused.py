@@ -2,15 +2,16 @@
 
 The order of the arithmetic differs from the paper's Fig. 2 (RSA, NeurIPS 2021) in four points, with the same result:
 
-- A (kT, kH, kW) convolution of (N, T, H, W, C) becomes a (kH, kW) convolution of N*T images whose input channels are
-  the kT neighbouring frames. One grouped Conv2d in channels_last memory replaces Conv3d, and its output already holds
-  one small matrix per position. H2 and G have the same input and share one convolution. P1 and I are biases.
+- A (kT, kH, kW) convolution of (N, T, H, W, C) becomes a (kH, kW) convolution of images whose input channels are the kT
+  neighbouring frames. Conv2d in channels_last memory replaces Conv3d, and its output already holds one small matrix per
+  position. H2 and G have the same input and share one convolution. In this convolution, each channel of the values is
+  an image. In the convolution with H1, each channel of the keys is a group.
 - The products are taken from left to right: code = q (P1 + X^K * H1), u = code (H2^T X^V)^T, y = u (I + X^V * G).
-  Every product has the L heads as rows. Two D x D matrices are never multiplied.
+  The L heads are rows or columns of every product. Two D x D matrices are never multiplied.
 - If the map is hardly larger than the kernel, H2 and G are applied to the code and to u instead of the values. This is
   attention from the positions of a map to the positions of the neighbouring maps, without a convolution
   (``MapContext``).
-- Both passes process a few frames at a time, and only the small matrices of these frames are in memory. The
+- Both passes process a few frames of a clip at a time, and only the small matrices of these frames are in memory. The
   hand-written backward saves only the inputs and recomputes the matrices.
 
 Letters: N x T x H x W positions, P of them in a chunk; L heads; K key, V value and D latent channels.
