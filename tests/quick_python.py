@@ -39,15 +39,21 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM)
 
 CLIENT = """\
 #!{python} -IS
-import json, os, signal, socket, sys
+import json, os, select, signal, socket, sys
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
 signal.pthread_sigmask(signal.SIG_BLOCK, {forwarded})  # the request comes first
+# Python's C handler writes the number of a signal here. A handler in Python would wait for the end of a blocking call.
+numbers, written = socket.socketpair()
+written.setblocking(False)
+signal.set_wakeup_fd(written.fileno())
 for number in {forwarded}:
-    signal.signal(number, lambda number, _: server.send(bytes([number])))
+    signal.signal(number, lambda *_: None)
 socket.send_fds(server, [b"."], [0, 1, 2])
 server.sendall(json.dumps([sys.argv, os.getcwd(), dict(os.environ)]).encode() + b"\\n")
 signal.pthread_sigmask(signal.SIG_UNBLOCK, {forwarded})
+while server not in select.select([server, numbers], [], [])[0]:
+    server.send(numbers.recv(1))
 status = int(server.makefile().readline() or 1)
 if status < 0:
     if -status != signal.SIGKILL:
