@@ -22,7 +22,7 @@ from engine.memory import keep_freed_memory
 from engine.step import train_step
 from models import list_models
 
-from .measure import machine, medians
+from .measure import add_clip_flags, machine_and_clips, medians
 from .training import Trainer
 
 COLUMNS = ("network", "training, compiled / eager", "test, compiled / eager")
@@ -30,14 +30,11 @@ COLUMNS += ("seconds to compile, training", "test", "eager training steps in the
 COLUMNS += ("difference of logits", "loss", "gradient norm", "graphs")
 
 
-class Passes(Trainer):
-    """A network and one fixed batch, with a training step and a test pass."""
-
-    def first_step(self) -> tuple[torch.Tensor, ...]:
-        """The loss of the first step, and the norm of its gradient."""
-        torch.manual_seed(0)
-        step = train_step(self.model, self.batches, self.optimizer, self.plan, self.precision, clip_gradient=100.0)
-        return torch.tensor(step.loss), torch.tensor(step.norm)
+def first_step(form: Trainer) -> tuple[torch.Tensor, ...]:
+    """The loss of a network's first training step, and the norm of its gradient."""
+    torch.manual_seed(0)
+    step = train_step(form.model, form.batches, form.optimizer, form.plan, form.precision, clip_gradient=100.0)
+    return torch.tensor(step.loss), torch.tensor(step.norm)
 
 
 def cpu_seconds() -> float:
@@ -51,10 +48,10 @@ def measure(model: str, args: argparse.Namespace) -> dict:
     clock = time.process_time if alone else time.perf_counter
     with_compilers = cpu_seconds if alone else time.perf_counter
     settings = {"channels_last": True, "cudnn_benchmark": True, "precision": args.precision}
-    eager, compiled = (Passes(model, settings | {"compile": switch}, args) for switch in (False, True))
+    eager, compiled = (Trainer(model, settings | {"compile": switch}, args) for switch in (False, True))
     both = {"eager": eager, "compiled": compiled}
     seconds, differences = {}, []
-    for name, run in (("test", lambda form: [form.test()]), ("training", Passes.first_step)):
+    for name, run in (("test", lambda form: [form.test()]), ("training", first_step)):
         start = with_compilers()
         found = run(compiled)
         seconds[name] = with_compilers() - start
@@ -76,11 +73,8 @@ def measure(model: str, args: argparse.Namespace) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compile", description=__doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="default: all but the toy networks")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    add_clip_flags(parser)
     parser.add_argument("--precision", default="fp32", choices=["fp32", "tf32", "bf16", "fp16"])
-    parser.add_argument("--num_segments", type=int, default=8, metavar="T")
-    parser.add_argument("--size", type=int, default=224, metavar="PX")
-    parser.add_argument("--clips", type=int, default=2, metavar="N", help="clips in a pass")
     parser.add_argument("--rounds", type=int, default=5, metavar="R", help="timed passes of each form")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -90,8 +84,8 @@ def main() -> None:
     torch._inductor.config.fallback_random = True  # the compiled form then draws eager's random numbers
     torch._inductor.config.compile_threads = 1
 
-    print(f"{machine(args.device)}; {args.clips} clips of {args.num_segments} frames of {args.size} px, ", end="")
-    print(f"{args.precision}, channels_last\n\n| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|", flush=True)
+    print(f"{machine_and_clips(args)}, {args.precision}, channels_last\n")
+    print(f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|", flush=True)
     for model in args.models or list_models(toy=False):
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()

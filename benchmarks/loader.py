@@ -28,7 +28,7 @@ from engine.step import train_step
 from engine.workers import batches
 
 from .input import draw_videos
-from .measure import machine, medians
+from .measure import add_clip_flags, machine_and_clips, medians
 from .training import Trainer
 
 COLUMNS = ("network", "pixels", "loading processes", "clips/s", "without waiting", "share of time waiting")
@@ -95,15 +95,12 @@ def main() -> None:
     parser.add_argument("models", nargs="*", metavar="MODEL", help="default: tsn_r50 and rsanet_r50")
     parser.add_argument("--dataset", metavar="FILE.yaml", help="a dataset; default: drawn videos")
     parser.add_argument("--videos", type=int, default=16, metavar="N", help="number of drawn videos (default 16)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    add_clip_flags(parser, frames=16)
     parser.add_argument("--precision", default="fp32", choices=["fp32", "tf32", "bf16", "fp16"])
     parser.add_argument("--pixels", nargs="+", default=list(PIXELS), choices=list(PIXELS))
     parser.add_argument(
         "--workers", type=int, default=processes_and_cores()[1], metavar="W", help="default: one per core"
     )
-    parser.add_argument("--num_segments", type=int, default=16, metavar="T")
-    parser.add_argument("--size", type=int, default=224, metavar="PX")
-    parser.add_argument("--clips", type=int, default=2, metavar="N", help="clips in a step")
     parser.add_argument("--steps", type=int, default=64, metavar="S", help="steps of a pass over the loader")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -116,10 +113,8 @@ def main() -> None:
         folder = Path(name)
         config = load_dataset_config(args.dataset or str(draw_videos(folder, args.videos)))
         dataset = long_list(config, folder, args.steps * args.clips)
-        print(f"{machine(args.device)}; {args.clips} clips of {args.num_segments} frames of {args.size} px, ", end="")
-        print(
-            f"{args.precision}, {args.steps} steps\n\n| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|", flush=True
-        )
+        print(f"{machine_and_clips(args)}, {args.precision}, {args.steps} steps\n")
+        print(f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|", flush=True)
         for model in args.models or ["tsn_r50", "rsanet_r50"]:
             lines = [f"| {' | '.join(cells)} |" for cells in rows(model, dataset, args)]
             print("\n".join(lines), flush=True)

@@ -1,5 +1,6 @@
 """Functions shared by the benchmarks: interleaved timing, peak memory, and the line that names the machine."""
 
+import argparse
 import ctypes
 import json
 import os
@@ -14,6 +15,19 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+
+
+def add_clip_flags(parser: argparse.ArgumentParser, frames: int = 8) -> None:
+    """Add the flags of the device and of the clips of a pass. ``frames`` is the default of ``--num_segments``."""
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--num_segments", type=int, default=frames, metavar="T")
+    parser.add_argument("--size", type=int, default=224, metavar="PX")
+    parser.add_argument("--clips", type=int, default=2, metavar="N", help="clips in a pass or step")
+
+
+def machine_and_clips(args: argparse.Namespace) -> str:
+    """The start of the line above a table: the machine, and the clips of ``add_clip_flags``."""
+    return f"{machine(args.device)}; {args.clips} clips of {args.num_segments} frames of {args.size} px"
 
 
 def machine(device: str) -> str:

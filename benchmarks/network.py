@@ -1,7 +1,7 @@
 """Size, cost and clips per second of each network beside plain TSN: ``python -m benchmarks.network [MODEL ...]``.
 
 The networks take turns in one process, training (``main.py``'s step) or testing, with the same clips, precision and
-memory layout. The relative speed is a ratio of medians. Multiply-adds are of one clip of this size. On a GPU only TSN
+memory layout. The relative speed is a ratio of medians. Multiply-adds are of one clip of 224 px. On a GPU only TSN
 and one other network are in memory at a time (``--one_by_one``), and TSN is timed again beside each network. A GPU's
 table also has the peak memory of a pass, which does not count weights, gradients and the optimiser's state. With
 ``--compile`` the last column has the seconds of a compiled network's first training step and first test pass together.
@@ -25,7 +25,7 @@ from models import build_model, list_models
 from models.costs import costs
 from ops.rsa import BACKENDS
 
-from .measure import machine, medians, peak_memory
+from .measure import machine, machine_and_clips, medians, peak_memory
 from .training import Trainer
 
 CLASSES = 174  # Something-Something's
@@ -128,8 +128,7 @@ def heading(plain: str, args: argparse.Namespace) -> str:
     columns += ["peak MB, training", "peak MB, test"] if args.device == "cuda" else []
     columns += ["first calls, s"] if args.compile != "false" else []
     return (
-        f"{machine(args.device)}; {args.clips} clips of {args.num_segments} frames of {args.size} px, "
-        f"{args.precision}, {layout}\n\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|"
+        f"{machine_and_clips(args)}, {args.precision}, {layout}\n\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|"
     )
 
 

@@ -23,7 +23,7 @@ from engine.state import average_weights
 from engine.step import train_step
 from models import list_models
 
-from .measure import machine, medians, memory_of, peak_memory
+from .measure import add_clip_flags, machine, medians, memory_of, peak_memory
 
 PLAIN = {"precision": "fp32", "channels_last": False, "compile": False, "pretrained": None, "cudnn_benchmark": False}
 CPU = {
@@ -95,10 +95,7 @@ def times_of(model: str, settings: dict[str, dict], args: argparse.Namespace) ->
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__)
     parser.add_argument("models", nargs="*", metavar="MODEL", help="default: all but the toy networks")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--num_segments", type=int, default=8, metavar="T")
-    parser.add_argument("--size", type=int, default=224, metavar="PX")
-    parser.add_argument("--clips", type=int, default=2, metavar="N", help="clips in a step")
+    add_clip_flags(parser)
     parser.add_argument("--steps", type=int, default=5, metavar="S", help="timed steps of each setting")
     parser.add_argument("--only", nargs="+", metavar="SETTING", help="the plain path and only these settings")
     parser.add_argument("--memory_of", help=argparse.SUPPRESS)

@@ -32,9 +32,9 @@ class Relation:
     """code = q (X^K * H1 + P1) from keys (N, T, H, W, K). If there is no H1, the code is q."""
 
     def __init__(self, k: Tensor | None, H1: Tensor | None, P1: Tensor | None):
-        self.bias, self.matrices, self.g_p1 = None if P1 is None else P1.flatten().to(k.dtype), None, None
-        if H1 is not None:
-            self.matrices = _Matrices(k, H1.squeeze(1).to(k.dtype))
+        self.bias = None if P1 is None else P1.flatten().to(k.dtype)
+        self.matrices = None if H1 is None else _Matrices(k, H1.squeeze(1).to(k.dtype))
+        self.g_p1 = None
 
     def forward(self, q: Tensor, chunk: Chunk) -> tuple[Tensor, Tensor | None]:
         """(P, L, K) -> the code (P, L, D), and the matrices (P, K, D) for the backward pass."""
@@ -67,7 +67,8 @@ class ConvolvedContext:
     """u = code (H2^T X^V)^T and y = u (I + X^V * G), by convolving the values (N, T, H, W, V) with H2 and G."""
 
     def __init__(self, v: Tensor, H2: Tensor, G: Tensor | None, I: Tensor | None):
-        self.latent, self.mixes, self.I = H2.shape[0], G is not None, None if I is None else I[0].to(v.dtype)
+        self.latent, self.mixes = H2.shape[0], G is not None
+        self.I = None if I is None else I[0].to(v.dtype)
         weight = (H2 if G is None else torch.cat([H2, G])).squeeze(1).to(v.dtype)
         self.matrices, self.g_identity = _Matrices(v, weight, shared=True), None
 
@@ -237,13 +238,27 @@ class _Taps(NamedTuple):
     used: slice  # the taps of the kernel that reach a frame
 
 
-class _Weight(NamedTuple):
-    """The weight of the taps in use, as the convolutions of both passes need it."""
+class _Weight:
+    """The weight (groups*outputs, taps, kH, kW) of the taps in use, as the convolutions of both passes need it.
 
-    forward: Tensor  # (outputs or C*outputs, taps, kH, kW)
-    turned: Tensor  # (groups*taps*blocks, outputs, rows, kW): flipped, for the gradient of x
-    blocks: int
-    rows: int  # of a block
+    The gradient of the input is a convolution with the flipped weight ``turned``, whose outputs are the taps. So few
+    outputs would leave most lanes of the processor idle. Therefore ``blocks`` blocks of ``rows`` rows of the kernel are
+    outputs too, and are added to shifted rows of the result.
+    """
+
+    def __init__(self, weight: Tensor, groups: int):
+        self.weight, self.groups = _channels_last(weight), groups
+        taps, height, _ = weight.shape[1:]
+        self.rows = -(-height // min(height, max(1, LANES // taps)))
+        self.blocks = -(-height // self.rows)
+
+    @cached_property
+    def turned(self) -> Tensor:
+        """(groups*taps*blocks, outputs, rows, kW). The forward pass does not need it."""
+        taps, height, width = self.weight.shape[1:]
+        turned = F.pad(self.weight, (0, 0, 0, self.blocks * self.rows - height))
+        turned = turned.view(self.groups, -1, taps, self.blocks, self.rows, width)
+        return _channels_last(turned.permute(0, 2, 3, 1, 4, 5).flip(4, 5).flatten(0, 2))
 
 
 class _Matrices:
@@ -265,7 +280,7 @@ class _Matrices:
         """(P, C, outputs). If the weight is shared, the channel is the first dimension in memory."""
         self.taps = self._taps(chunk)
         weight = self._weight(self.taps.used)
-        y = F.conv2d(self.taps.images, weight.forward, bias, padding=self.padding, groups=self.groups)
+        y = F.conv2d(self.taps.images, weight.weight, bias, padding=self.padding, groups=self.groups)
         y = y.permute(0, 2, 3, 1)  # (images, H, W, outputs or C*outputs)
         if self.shared:
             return y.view(self.x.shape[4], -1, y.shape[3]).transpose(0, 1)
@@ -283,7 +298,7 @@ class _Matrices:
         gradient = gradient.transpose(0, 1) if self.shared else gradient
         gradient = gradient.view(len(taps), *taps.shape[2:], -1).permute(0, 3, 1, 2)  # (images, outputs, H, W)
         self.g_weight[:, used] += torch.nn.grad.conv2d_weight(
-            taps, weight.forward.shape, gradient, padding=self.padding, groups=self.groups
+            taps, weight.weight.shape, gradient, padding=self.padding, groups=self.groups
         )
         padding = weight.rows - 1, self.padding[1]
         parts = F.conv2d(gradient, weight.turned, padding=padding, groups=self.groups).permute(0, 2, 3, 1)
@@ -318,20 +333,9 @@ class _Matrices:
         return _Taps(images.permute(0, 3, 1, 2), overlaps, slice(overlaps[0][0], overlaps[-1][0] + 1))
 
     def _weight(self, used: slice) -> _Weight:
-        """The weight for these taps. It is laid out at the first call.
-
-        The flipped weight has the taps as outputs. So few outputs would leave most lanes of the processor idle.
-        Therefore blocks of the kernel's rows are outputs too, and are added to shifted rows of the result.
-        """
         key = used.start, used.stop
         if key not in self.weights:
-            weight = self.weight[:, used]
-            kt, kh, kw = weight.shape[1:]
-            rows = -(-kh // min(kh, max(1, LANES // kt)))
-            blocks = -(-kh // rows)
-            turned = F.pad(weight, (0, 0, 0, blocks * rows - kh)).view(self.groups, -1, kt, blocks, rows, kw)
-            turned = turned.permute(0, 2, 3, 1, 4, 5).flip(4, 5).flatten(0, 2)
-            self.weights[key] = _Weight(_channels_last(weight), _channels_last(turned), blocks, rows)
+            self.weights[key] = _Weight(self.weight[:, used], self.groups)
         return self.weights[key]
 
 

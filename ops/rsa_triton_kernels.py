@@ -141,6 +141,15 @@ def weight_gradient(
 
 
 @jit
+def _own(P, D, V, LP: constexpr, BP: constexpr, BD: constexpr, BV: constexpr):
+    """The positions, heads and columns of a program, which of them exist, and where rows of ``context`` start."""
+    p = tl.program_id(0) * BP + tl.arange(0, BP)
+    d, w = tl.arange(0, BD), tl.arange(0, BV)
+    in_d, in_w = (p < P)[:, None] & (d < D)[None, :], (p < P)[:, None] & (w < V)[None, :]
+    return p, tl.arange(0, LP), d, w, in_d, in_w, p[:, None] * (D + V)
+
+
+@jit
 def _code(projected, relation, p1, p, l, d, P, E, K, D, L, LP: constexpr, BP: constexpr, BD: constexpr, EPS: constexpr):
     """The codes of a tile of positions (LP, BP, BD), and 1 / |q| (LP, BP)."""
     known, inside = (l < L)[:, None] & (p < P)[None, :], (p < P)[:, None] & (d < D)[None, :]
@@ -169,10 +178,7 @@ def heads(
     projected, relation, context, p1, i, y_out, P, E, K, V, D, L,
     LP: constexpr, BP: constexpr, BD: constexpr, BV: constexpr, EPS: constexpr,
 ):  # fmt: skip
-    p = tl.program_id(0) * BP + tl.arange(0, BP)
-    l, d, w = tl.arange(0, LP), tl.arange(0, BD), tl.arange(0, BV)
-    in_d, in_w = (p < P)[:, None] & (d < D)[None, :], (p < P)[:, None] & (w < V)[None, :]
-    at = p[:, None] * (D + V)
+    p, l, d, w, in_d, in_w, at = _own(P, D, V, LP, BP, BD, BV)
     code, _ = _code(projected, relation, p1, p, l, d, P, E, K, D, L, LP, BP, BD, EPS)
     y = tl.zeros((LP, BP, BV), tl.float32)
     for _ in range(V):
@@ -190,10 +196,7 @@ def heads_backward(
     projected, relation, context, p1, i, gradient, g_projected, g_relation, g_context, P, E, K, V, D, L,
     LP: constexpr, BP: constexpr, BD: constexpr, BV: constexpr, EPS: constexpr,
 ):  # fmt: skip
-    p = tl.program_id(0) * BP + tl.arange(0, BP)
-    l, d, w = tl.arange(0, LP), tl.arange(0, BD), tl.arange(0, BV)
-    in_d, in_w = (p < P)[:, None] & (d < D)[None, :], (p < P)[:, None] & (w < V)[None, :]
-    at = p[:, None] * (D + V)
+    p, l, d, w, in_d, in_w, at = _own(P, D, V, LP, BP, BD, BV)
     code, scale = _code(projected, relation, p1, p, l, d, P, E, K, D, L, LP, BP, BD, EPS)
     of = (p[None, :, None] * V + w[None, None, :]) * L + l[:, None, None]
     g_y = tl.load(gradient + of, mask=(l < L)[:, None, None] & in_w[None, :, :], other=0).to(tl.float32)

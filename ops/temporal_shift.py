@@ -97,7 +97,7 @@ class _ShiftedProduct(torch.autograd.Function):
         still = slice(2 * fold, None)
         torch.mm(rows.flatten(0, 2)[:, still], weight[:, still].T, out=y.flatten(0, 2))
         for clip, result in zip(rows, y, strict=True):
-            for channels, source, target in _moves(fold):
+            for channels, source, target, _ in _moves(fold):
                 result[target].flatten(0, 1).addmm_(clip[source].flatten(0, 1)[:, channels], weight[:, channels].T)
         return y
 
@@ -112,19 +112,24 @@ class _ShiftedProduct(torch.autograd.Function):
         g_rows.flatten(0, 2)[:, still].addmm_(flat, weight[:, still], beta=0)
         g_weight[:, still] = flat.T @ rows.flatten(0, 2)[:, still]
         for clip, g_clip, g in zip(rows, g_rows, gradient, strict=True):
-            for channels, source, target in _moves(fold):
-                moved = g[target].flatten(0, 1)
-                g_clip[source].flatten(0, 1)[:, channels].addmm_(moved, weight[:, channels], beta=0)
-                g_weight[:, channels].addmm_(moved.T, clip[source].flatten(0, 1)[:, channels])
-        for channels, end in ((slice(0, fold), 0), (slice(fold, 2 * fold), -1)):
-            g_rows[:, end, :, channels] = 0  # no frame sees these
+            for channels, source, target, end in _moves(fold, back=True):
+                moved = g[source].flatten(0, 1)
+                g_clip[target].flatten(0, 1)[:, channels].addmm_(moved, weight[:, channels], beta=0)
+                g_clip[end, :, channels] = 0
+                g_weight[:, channels].addmm_(moved.T, clip[target].flatten(0, 1)[:, channels])
         return g_rows, g_weight, None
 
 
-def _moves(fold: int) -> tuple[tuple[slice, slice, slice], ...]:
-    """(channels, the frames that they come from, the frames that see them) of the two shifts."""
+def _moves(fold: int, back: bool = False) -> tuple[tuple[slice, slice, slice, int], ...]:
+    """The two shifts, or the opposite ones: channels, the frames that they come from, the frames that see them.
+
+    The last number is the frame at the end of the clip that sees none.
+    """
+    future, past = slice(0, fold), slice(fold, 2 * fold)
+    if back:
+        future, past = past, future
     later, earlier = slice(1, None), slice(None, -1)
-    return (slice(0, fold), later, earlier), (slice(fold, 2 * fold), earlier, later)
+    return (future, later, earlier, -1), (past, earlier, later, 0)
 
 
 class _Shift(torch.autograd.Function):
@@ -135,13 +140,9 @@ class _Shift(torch.autograd.Function):
         ctx.arguments = num_segments, fold, not back
         y = x.clone()  # one contiguous copy of everything is faster than a copy of only the channels that stay
         before, after = x.unflatten(0, (-1, num_segments)), y.unflatten(0, (-1, num_segments))  # (N, T, C, H, W)
-        future, past = slice(0, fold), slice(fold, 2 * fold)
-        if back:
-            future, past = past, future
-        after[:, :-1, future] = before[:, 1:, future]  # frame t sees t + 1; zeros enter at the end
-        after[:, -1, future] = 0
-        after[:, 1:, past] = before[:, :-1, past]  # frame t sees t - 1; zeros enter at the start
-        after[:, 0, past] = 0
+        for channels, source, target, end in _moves(fold, back):
+            after[:, target, channels] = before[:, source, channels]
+            after[:, end, channels] = 0
         return y
 
     @staticmethod

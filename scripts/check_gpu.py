@@ -22,6 +22,7 @@ import torch
 
 from data import toy
 from engine.flags import parse_arguments
+from engine.loading import processes_and_cores
 
 from . import gpu_checks
 from .gpu_checks import Check, Differs, Missing, NotHere, Place
@@ -37,7 +38,6 @@ from .gpu_record import (
     RecordError,
     Row,
     all_agree,
-    cores,
     machine_and_versions,
     verdict,
 )
@@ -162,10 +162,11 @@ def main(args: argparse.Namespace) -> int:
     checks = [check for check in args.checks if check.name not in record.rows]
     kept = f", {len(args.checks) - len(checks)} are kept" if len(checks) < len(args.checks) else ""
     print(f"{len(checks)} checks and measurements{kept}; this takes at most {args.minutes:g} minutes (--minutes)")
-    at_once = args.at_once or max(1, min(4, cores() // 2))
+    _, cores = processes_and_cores()
+    at_once = args.at_once or max(1, min(4, cores // 2))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # SIGTERM then also ends the programs
     with tempfile.TemporaryDirectory(prefix="check_gpu-") as folder:
-        steps = Steps(Path(folder), 60 * args.minutes - MARGIN, threads=max(1, cores() // at_once))
+        steps = Steps(Path(folder), 60 * args.minutes - MARGIN, threads=max(1, cores // at_once))
         gpus = torch.cuda.device_count() if gpu else 2  # a rehearsal on the CPU can have any number of processes
         dataset = toy.draw_small(Path(folder), list(toy.MOTIONS), VIDEOS)
         place = Place(args.device, gpus, bf16, steps, dataset, clips_of_a_gpu() if gpu else 2, record)

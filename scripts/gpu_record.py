@@ -3,7 +3,6 @@
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import re
 import subprocess
@@ -15,6 +14,7 @@ from threading import Lock
 import torch
 
 from data.messages import one_line
+from engine.loading import processes_and_cores
 
 from .gpu_advice import advice
 from .steps import ROOT
@@ -236,7 +236,7 @@ def machine_and_versions(device: str) -> dict[str, str]:
     return {
         "GPU": gpu,
         "driver": driver() if device == "cuda" else "none",
-        "CPU": f"{cpu}, {cores()} cores",
+        "CPU": f"{cpu}, {processes_and_cores()[1]} cores",
         "Python": platform.python_version(),
         "PyTorch": f"{torch.__version__}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}",
         "Triton": triton,
@@ -251,10 +251,6 @@ def driver() -> str:
         return done.stdout.split()[0]
     except (OSError, subprocess.SubprocessError, IndexError):
         return "unknown, nvidia-smi does not say"
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def fingerprint() -> str:

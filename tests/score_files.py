@@ -1,10 +1,10 @@
-"""Score files of random numbers, scripts/report.py run on them, and test_models.py run for a score file."""
+"""Score files of random numbers, scripts/report.py run on them, and main.py and test_models.py run for a score file."""
 
 import csv
 from pathlib import Path
 
 import numpy as np
-from toy_run import run, run_inside
+from toy_run import make_dataset, quick_flags, run, run_inside
 
 
 def random_arrays(n: int, k: int, seed: int = 0, **more: object) -> dict[str, np.ndarray]:
@@ -38,6 +38,17 @@ def error_line(folder: Path, *words: object) -> str:
     status, printed = report(folder, *words)
     assert status == 1 and printed.count("\n") == 1 and printed.startswith("error: "), printed
     return printed.removeprefix("error: ").rstrip("\n")
+
+
+def train_for_tests(folder: Path) -> tuple[Path, Path]:
+    """Draw a dataset in ``folder`` and train tsm_tiny as the run "run" for one epoch; returns the folder and the YAML.
+
+    Both are the first arguments of ``run_test``.
+    """
+    dataset = make_dataset(folder)
+    result = run_inside("main.py", dataset, "tsm_tiny", "--run", "run", *quick_flags(epochs=1), cwd=folder)
+    assert result.returncode == 0, result.stdout
+    return folder, dataset
 
 
 def run_test(folder: Path, dataset: Path, weights: object, *flags: object, processes: int = 1) -> tuple[str, dict]:

@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 import torch
-from score_files import run_test
-from toy_run import NAMES, make_dataset, quick_flags, run_inside
+from score_files import run_test, train_for_tests
+from toy_run import NAMES, quick_flags, run_inside
 
 from data import load_dataset_config, read_list, transforms
 from data.sampling import AS_IT_IS
@@ -48,11 +48,7 @@ RELEASED = {
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trained")
-    dataset = make_dataset(folder)
-    result = run_inside("main.py", dataset, "tsm_tiny", "--run", "run", *quick_flags(epochs=1), cwd=folder)
-    assert result.returncode == 0, result.stdout
-    return folder, dataset
+    return train_for_tests(tmp_path_factory.mktemp("trained"))
 
 
 def score(trained, *flags: object, weights: object = f"net_runs/run/{BEST}", processes: int = 1) -> tuple[str, dict]:

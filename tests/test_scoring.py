@@ -6,8 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from score_files import run_test
-from toy_run import make_dataset, quick_flags, run_inside
+from score_files import run_test, train_for_tests
 
 from data.modality import Modality
 from data.pixels import PIXELS, cut
@@ -20,11 +19,7 @@ BEST = "net_runs/run/resnet_rgb_model_best.pth.tar"
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A folder with a dataset of 8 test videos, and a run of one epoch."""
-    folder = tmp_path_factory.mktemp("trained")
-    dataset = make_dataset(folder)
-    result = run_inside("main.py", dataset, "tsm_tiny", "--run", "run", *quick_flags(epochs=1), cwd=folder)
-    assert result.returncode == 0, result.stdout
-    return folder, dataset
+    return train_for_tests(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toy_run import make_dataset, quick_flags, run_inside
+from score_files import train_for_tests
+from toy_run import quick_flags, run_inside
 
 from data import EvalDataset, FrameFolder, Video, transforms
 from engine import loading
@@ -50,10 +51,7 @@ def test_mirrored_crops_exchange_the_scores_of_paired_classes(tmp_path, pairs, c
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trained")
-    make_dataset(folder)
-    command = ["main.py", "small.yaml", "tsm_tiny", "--run", "run", *quick_flags(epochs=1)]
-    assert run_inside(*command, cwd=folder).returncode == 0
+    folder, _ = train_for_tests(tmp_path_factory.mktemp("trained"))
     (folder / "a,b.pth").write_bytes((folder / "net_runs/run" / BEST).read_bytes())
     return folder
 
