@@ -2,12 +2,16 @@
 
 import argparse
 import logging
+import warnings
 
 import torch
-from fvcore.nn import FlopCountAnalysis
 
 from .registry import build_model, check_model, list_models
 from .video_network import VideoNetwork
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)  # fvcore calls torch.jit.script, which new versions deprecate
+    from fvcore.nn import FlopCountAnalysis
 
 
 def costs(model: VideoNetwork, num_segments: int, size: int) -> tuple[int, float]:

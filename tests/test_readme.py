@@ -18,11 +18,9 @@ import yaml
 from toy_run import NAMES, ROOT, make_dataset, quick_flags, run
 
 from engine.config import KEYS
-from engine.log_lines import read_log
 from models import build_model
 
-README = (ROOT / "README.md").read_text()
-PAGES = [README, *(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))]
+PAGES = [(ROOT / "README.md").read_text(), *(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))]
 
 
 def blocks(language: str) -> list[str]:
@@ -118,7 +116,8 @@ def free_port() -> int:
 
 # quickstart.sh has its own test below, and run_tests.sh runs this test.
 ELSEWHERE = ("./scripts/quickstart.sh", "./scripts/run_tests.sh")
-PUBLISHED = [command for command in commands() if command not in ELSEWHERE]
+PUBLISHED = list(dict.fromkeys(command for command in commands() if command not in ELSEWHERE))
+MADE = re.compile(r"(?:--run|--scores|train_Something_v\d\.sh) (\S+)")  # the run or score file that a command makes
 
 
 def toy_form(command: str) -> str:
@@ -166,11 +165,9 @@ def toy_form(command: str) -> str:
 
 
 def needed_by(command: str) -> list[str]:
-    """The earlier commands whose run or score file this command names."""
-    words = set(re.split(r"[\s/,]", command))
-    earlier = PUBLISHED[: PUBLISHED.index(command)]
-    made = re.compile(r"(?:--run|--scores|train_Something_v\d\.sh) (\S+)")
-    return [other for other in earlier if words.intersection(made.findall(other))]
+    """The commands, on any page, whose run or score file this command names. A run's own command needs no other."""
+    words = set(re.split(r"[\s/,]", command)) - set(MADE.findall(command))
+    return [other for other in PUBLISHED if words.intersection(MADE.findall(other))]
 
 
 @pytest.fixture(scope="module")
@@ -197,21 +194,6 @@ def test_published_command(outcome, command):
         )
     result = outcome(command)
     assert result.returncode == 0, f"{command}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}"
-
-
-def test_toy_column_is_what_the_logs_say():
-    """SmallBig is blind to the direction of time, and TSN to any order."""
-    rows = re.findall(r"^\| ([\w, ]+) \| .* \| (\d[\d., ]+) \|$", README, re.M)
-    found = {}
-    for names, shown in rows:
-        found |= dict(zip(names.split(", "), shown.split(", "), strict=True))
-    logs = {path.stem.removeprefix("toy_"): path for path in (ROOT / "logs").glob("toy_*.log")}
-    assert {name.replace("_r50", "_tiny") for name in found} == set(logs)
-    for name, top1 in found.items():
-        model = name.replace("_r50", "_tiny")
-        last = read_log(logs[model])[-1]
-        assert top1 == f"{last['val_top1']:.2f}"
-        assert last["val_top1"] < 60 if model in ("tsn_tiny", "smallbig_tiny") else last["val_top1"] >= 95
 
 
 def test_published_python(workplace):
