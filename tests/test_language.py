@@ -1,4 +1,4 @@
-"""The pages are easy to read: no sentence has more than 40 words, and the average is below 20 on each page and overall."""
+"""The pages are easy to read: no sentence has over 40 words, and the average is below 20 on each page and overall."""
 
 import re
 from pathlib import Path
