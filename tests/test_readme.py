@@ -116,7 +116,7 @@ def free_port() -> int:
 
 # quickstart.sh has its own test below, and run_tests.sh runs this test.
 ELSEWHERE = ("./scripts/quickstart.sh", "./scripts/run_tests.sh")
-PUBLISHED = list(dict.fromkeys(command for command in commands() if command not in ELSEWHERE))
+PUBLISHED = [command for command in dict.fromkeys(commands()) if command not in ELSEWHERE]
 MADE = re.compile(r"(?:--run|--scores|train_Something_v\d\.sh) (\S+)")  # the run or score file that a command makes
 
 
@@ -153,6 +153,10 @@ def toy_form(command: str) -> str:
         return f"{command} --num_segments 4 --size 64"
     if command == "./scripts/check_gpu.sh":  # its steps have a test of their own
         return f"! {command} 2>error && grep 'no GPU' error"
+    if match := re.match(r"python -m scripts.prepare (\w+) downloads/(\w+)", command):  # small official files
+        name, files = match[1], f"downloads/{match[2]}"
+        made = f"rm -rf {files}; python -m tests.official_files {name} {files}"
+        return f"{made} && {command} --workers 0 --to prepared/{PUBLISHED.index(command)}"
     if command.startswith("python -m scripts.export "):
         return f"{command} --size 48"
     if command.startswith(("./scripts/train_", "python main.py", "MODEL=", "RSA_BACKEND=", "torchrun", "sbatch ")):
