@@ -18,7 +18,7 @@ import yaml
 from toy_run import NAMES, ROOT, make_dataset, quick_flags, run
 
 from engine.config import KEYS
-from engine.log_lines import read_log
+from engine.log_reader import read_log
 from models import build_model
 
 README = (ROOT / "README.md").read_text()
