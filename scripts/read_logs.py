@@ -119,6 +119,7 @@ def print_summary(runs: dict[str, Run]) -> None:
     for name, *cells in rows:
         line = [name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))]
         print("  ".join(line).rstrip())
+    print("Epochs count from 0, as in the logs.")
 
 
 def summary(run: Run) -> list[str]:

@@ -167,6 +167,14 @@ def test_a_log_without_time_stamps_has_no_hours(tmp_path):
     assert "hours" not in run.rows[0]
 
 
+def test_the_speed_of_a_run_is_the_median_of_its_last_epochs(tmp_path):
+    file = tmp_path / "run.log"
+    texts = [step(i).replace("(8.0000)", f"({speed})") for i, speed in enumerate((50, 60, 1, 9, 8, 2, 3))]
+    file.write_text("\r".join(texts), newline="")
+    run = read_run(file)
+    assert [row["speed"] for row in run.rows] == [50, 60, 1, 9, 8, 2, 3] and run.speed("speed") == 3
+
+
 def test_a_repeated_epoch_counts_as_it_was_done_last(tmp_path):
     file = write_run(tmp_path / "run.log", [50, 60, 70])
     with file.open("a") as log:
@@ -232,7 +240,9 @@ def test_figures_that_are_not_finite_are_read(tmp_path):
         "Class Accuracy 3.",
     ],
 )
-@pytest.mark.parametrize("end", ["\n", "\r\n", "", "[05/22 12:00:00][INFO] main.py:  65: dataset:\n"])
+@pytest.mark.parametrize(
+    "end", ["\n", "\r\n", "", "\r 45%|####5     | 9/20\n", "[05/22 12:00:00][INFO] main.py:  65: dataset:\n"]
+)
 def test_damaged_lines_are_counted(tmp_path, text, end):
     """The last end is that of a killed run which was resumed."""
     file = write_run(tmp_path / "run.log", [50])
