@@ -10,8 +10,8 @@ SOLID, DASHED = "-", (0, (3, 1.5))
 # title -> (figure of a row, line style) of each curve in the panel
 PANELS = {
     "loss (solid: training, dashed: validation)": (("loss", SOLID), ("val_loss", DASHED)),
-    "training Top-1 (%)": (("top1", SOLID),),
-    "validation (%) (solid: Top-1, dashed: Top-5)": (("val_top1", SOLID), ("val_top5", DASHED)),
+    "training Top-1, %": (("top1", SOLID),),
+    "validation, % (solid: Top-1, dashed: Top-5)": (("val_top1", SOLID), ("val_top5", DASHED)),
     "learning rate": (("lr", SOLID),),
 }
 
@@ -30,6 +30,7 @@ def draw_curves(runs: dict[str, list[dict]], path: Path) -> None:
     columns = min(3, len(runs))
     lines = -(-len(runs) // columns)
     figure = Figure(figsize=(900 / 96, 5.9 + 0.2 * lines), dpi=144, layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.09, w_pad=0.09)  # inches
     for axes, (title, curves) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
         for i, rows in enumerate(runs.values()):
             look = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i // len(COLOURS) % len(MARKERS)]}
