@@ -1,15 +1,4 @@
-"""Writes and reads the log lines that hold figures, in the form of the published logs."""
-
-import re
-from pathlib import Path
-
-NUMBER = r"([-+.\deE]+|nan|inf)"
-TRAINING = re.compile(
-    rf"Epoch: \[(\d+)\]\[\d+/\d+\], lr: {NUMBER}\s.*Loss \S+ \({NUMBER}\)\s+Prec@1 \S+ \({NUMBER}\)"
-    rf"\s+Prec@5 \S+ \({NUMBER}\)"
-)
-RESULT = re.compile(rf"Validation Results: Prec@1 {NUMBER} Prec@5 {NUMBER} Loss {NUMBER}")
-CLASS_ACCURACY = re.compile(rf"Class Accuracy {NUMBER}%")
+"""Writes the log lines that hold figures, in the form of the published logs. ``log_reader`` reads them."""
 
 
 class Meter:
@@ -76,28 +65,3 @@ def result_lines(result: dict[str, float], seconds: float, videos_per_second: fl
         f"Time {seconds:.4f} Speed {videos_per_second:.4f} V/s\n"
         f"Class Accuracy {result['class_accuracy']:.2f}%"
     )
-
-
-def read_log(path: str | Path) -> list[dict]:
-    """A row for each epoch of a log: ``epoch lr loss top1 top5 val_loss val_top1 val_top5 class_accuracy``.
-
-    It reads our logs and the published logs, which also have a second time stamp and much other output. Epochs start at
-    0. The training figures are the averages in the epoch's last line. Figures that were not logged are missing from the
-    row. If an epoch is logged twice (by a resumed run), its last figures count.
-    """
-    rows: dict[int, dict] = {}
-    row: dict = {}
-    with open(path, encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            if match := TRAINING.search(line):
-                epoch = int(match[1])
-                if row.get("epoch") != epoch:
-                    row = rows[epoch] = {"epoch": epoch}
-                row |= dict(zip(("lr", "loss", "top1", "top5"), map(float, match.groups()[1:]), strict=True))
-            elif match := RESULT.search(line):
-                if not row:  # the log of a test
-                    row = rows[0] = {"epoch": 0}
-                row |= dict(zip(("val_top1", "val_top5", "val_loss"), map(float, match.groups()), strict=True))
-            elif (match := CLASS_ACCURACY.search(line)) and row:
-                row["class_accuracy"] = float(match[1])
-    return [rows[epoch] for epoch in sorted(rows)]

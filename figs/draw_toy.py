@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from data import toy
-from engine.log_lines import read_log
+from engine.log_reader import read_log
 
 MODELS = {  # Okabe-Ito palette, whose colours colour-blind readers can tell apart
     "rsanet_tiny": ("RSANet", "#D55E00"),

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from engine.log_lines import read_log
+from engine.log_reader import read_log
 from models import list_models
 
 from .gpu_record import Record

@@ -6,7 +6,7 @@ import pytest
 from toy_run import ROOT
 
 from engine.config import load_recipe
-from engine.log_lines import read_log
+from engine.log_reader import read_log
 from engine.published import load_published
 from scripts.published import our_costs, read_costs
 

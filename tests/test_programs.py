@@ -11,7 +11,7 @@ from toy_run import make_dataset, quick_flags, run, run_inside
 
 from data import EvalDataset, TrainDataset, load_dataset_config, read_list
 from data.transforms import normalise
-from engine.log_lines import read_log
+from engine.log_reader import read_log
 from models import build_model, load_weights
 
 # Prec@5 of two classes is not defined.

@@ -13,7 +13,7 @@ from data import list_datasets
 from data.sampling import AS_IT_IS, FrameOrder
 from engine import published
 from engine.config import ConfigError, load_recipe, parse_size
-from engine.log_lines import read_log
+from engine.log_reader import read_log
 from engine.protocols import GEOMETRY, PROTOCOLS, choose_views
 from engine.published import FinishedTest, Published, Row, load_published, published_line
 from engine.testing import Member

@@ -15,7 +15,7 @@ from kill_and_resume import start, wait_for
 from toy_run import make_dataset, quick_flags, run, run_inside
 
 from engine.config import ConfigError, Range, coerce, load_recipe
-from engine.log_lines import read_log
+from engine.log_reader import read_log
 from engine.run_folder import locked, run_folder
 from reports.accuracy import accuracy
 from scripts.steps import kill_all
