@@ -260,6 +260,8 @@ class RSA(nn.Module):
 
         .. math:: \kappa_l = q_l\,(P_1 + X^K \circledast H_1)\,H_2^\top
 
+        or :math:`q_l\,H_2^\top` if ``kernel_type`` is ``"V"``, which has no P1.
+
         Weight (i, j, m) of the kernel at position (t, y, x) is for position (t + i - kT//2, y + j - kH//2,
         x + m - kW//2). If this position is outside of the clip, the weight exists but has no effect, because it
         multiplies the zeros of the padding. The kernels are those before the stride's pool. They are computed as in

@@ -48,7 +48,9 @@ def parse_args() -> argparse.Namespace:
         "left one; repeatable (default: the centre)",
     )
     parser.add_argument("--frame", metavar="K", help="the frame of the positions, from 1 (default: the middle)")
-    parser.add_argument("--layer", action="append", metavar="NAME", help="as the picture names it; repeatable")
+    parser.add_argument(
+        "--layer", action="append", metavar="NAME", help="such as layer1.2.conv2; repeatable (default: all)"
+    )
     heads = "one head, a row for each, or their mean (default: of each layer, the head with the largest weights)"
     parser.add_argument("--head", metavar="K|all|mean", help=heads)
     parser.add_argument(
