@@ -25,9 +25,9 @@ from engine.testing import (
     average_kind,
     average_members,
     build_members,
-    make_test_set,
     order_table,
     protocol_line,
+    read_one_video,
     score_list,
 )
 from models import WeightsError, list_models
@@ -183,19 +183,8 @@ def name_the_action(args: argparse.Namespace, members: list[Member], precision: 
         log.info(f"--video {note}")
     scores = []
     for member in members:
-        views = member.views
-        if member.recipe.modality == "Flow":
-            raise ConfigError(f"{member.file}: sees optical flow, which a video does not hold; use an RGB network")
-        if views.resize is None and min(source.size) >= 2 * views.crop:
-            raise ConfigError(
-                f"--video {args.video}: its frames are {source.size[0]}x{source.size[1]}, and without a resize "
-                f"{member.file} would see a crop of {views.crop} only; add --resize {views.crop}"
-            )
-        dataset = make_test_set(member, [video], source, frame_order(args))
-        item = dataset[0]
-        if isinstance(item, DataError):
-            raise DataError(f"--video {item}")
-        clips, model = item[0][None].to(precision.device), member.model.to(precision.device)
+        dataset, clips = read_one_video(member, video, source, frame_order(args), "--video ")
+        clips, model = clips.to(precision.device), member.model.to(precision.device)
         scores.append(score(model, clips, dataset, args.batch_size, precision).cpu().numpy())
         check_finite(scores[-1], [args.video], member.file)
     kind = average_kind(members, args.average)

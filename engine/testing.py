@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from data import DatasetConfig, EvalDataset, FrameSource, Video
+from data import DataError, DatasetConfig, EvalDataset, FrameSource, Video
 from data.labels import mirror_pairs
 from data.modality import Modality
+from data.one_video import OneVideo
 from data.pixels import describe as describe_pixels
-from data.sampling import FrameOrder
+from data.sampling import AS_IT_IS, FrameOrder
 from models import load_weights
 from models.video_network import VideoNetwork
 from models.weights import read_checkpoint
@@ -156,6 +157,31 @@ def make_test_set(member: Member, videos: Sequence[Video], source: FrameSource, 
         view_average=views.view_average,
         units=member.recipe.units,
     )
+
+
+def read_one_video(
+    member: Member, video: Video, source: OneVideo, order: FrameOrder = AS_IT_IS, flag: str = ""
+) -> tuple[EvalDataset, torch.Tensor]:
+    """The views of a video that ``open_one_video`` opened, as the member sees them.
+
+    Returns the dataset of this one video, and its clips uint8 (1, V, T, C, S, S). ``flag`` stands before the video's
+    name in errors.
+
+    Errors: ``DataError`` if the video cannot be read; ``ConfigError`` if the member cannot see it.
+    """
+    views = member.views
+    if member.recipe.modality == "Flow":
+        raise ConfigError(f"{member.file}: sees optical flow, which a video does not hold; use an RGB network")
+    if views.resize is None and min(source.size) >= 2 * views.crop:
+        raise ConfigError(
+            f"{flag}{video.path}: its frames are {source.size[0]}x{source.size[1]}, and without a resize "
+            f"{member.file} would see a crop of {views.crop} only; add --resize {views.crop}"
+        )
+    dataset = make_test_set(member, [video], source, order)
+    item = dataset[0]
+    if isinstance(item, DataError):
+        raise DataError(f"{flag}{item}")
+    return dataset, item[0][None]
 
 
 def score_list(

@@ -21,8 +21,14 @@ class FrameRSA(RSA):
         self.num_segments = num_segments
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.unflatten(0, (-1, self.num_segments)).transpose(1, 2)  # (N, C, T, H, W)
-        return super().forward(x).transpose(1, 2).flatten(0, 1)  # (N*T, C', H', W')
+        return super().forward(self._clips(x)).transpose(1, 2).flatten(0, 1)  # (N*T, C', H', W')
+
+    def kernels(self, x: Tensor, *args, **kwargs) -> Tensor:
+        """``RSA.kernels`` of a batch of frames ``(N*T, C, H, W)``, which is what ``forward`` takes."""
+        return super().kernels(self._clips(x), *args, **kwargs)
+
+    def _clips(self, x: Tensor) -> Tensor:
+        return x.unflatten(0, (-1, self.num_segments)).transpose(1, 2)  # (N, C, T, H, W)
 
 
 def rsanet(size: str, num_classes: int, num_segments: int, stochastic_depth: float = 0.2, **options) -> VideoResNet:

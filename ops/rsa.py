@@ -5,7 +5,7 @@ This file is a complete operator. ``ops/__init__.py`` adds the faster paths to `
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import sqrt
 from typing import NamedTuple
 
@@ -213,8 +213,7 @@ class RSA(nn.Module):
                 self.I.copy_(torch.eye(self.value_dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 5 or x.shape[1] != self.in_channels:
-            raise ValueError(f"RSA takes (N, {self.in_channels}, T, H, W), got {tuple(x.shape)}")
+        self._check(x)
         choice = choose_backend(self.backend, x.device, x.dtype, self.kernel_type, self.feat_type)
         if not choice.as_asked and not torch.compiler.is_compiling():
             warnings.warn(f"RSA runs as {choice.name}: {choice.reason}", stacklevel=2)
@@ -237,17 +236,9 @@ class RSA(nn.Module):
     def reference(self, x: Tensor) -> Tensor:
         """Compute RSA in the released order, without the pool: ``(N, C, T, H, W) -> (N, T, H, W, C')``."""
         n, _, t, h, w = x.shape
-        heads, key, value = self.num_heads, self.key_dim, self.value_dim
-        projected = self.projection(x)  # (N, L*K [+ K] + V, T, H, W)
-        q, k, v = projected.split([heads * key, projected.shape[1] - heads * key - value, value], dim=1)
-
-        q = _l2_normalise(q.unflatten(1, (heads, key)), dim=2)  # (N, L, K, T, H, W)
-        code = _by_position(q.flatten(1, 2), heads)  # (N*T*H*W, L, K)
-        if self.kernel_type != "V":
-            relation = _by_position(self.H1(_l2_normalise(k, dim=1)), key)  # X^K * H1: (N*T*H*W, K, D)
-            if self.kernel_type == "VplusR":
-                relation = relation + self.P1
-            code = code @ relation  # (N*T*H*W, L, D)
+        value = self.value_dim
+        q, k, v = self._queries_keys_values(x)
+        code = self._code(q, k, self.kernel_type)  # (N*T*H*W, L, D)
 
         v = _l2_normalise(v, dim=1).flatten(0, 1).unsqueeze(1)  # (N*V, 1, T, H, W): H2 and G are shared by the channels
         context = _by_position(self.H2(v).unflatten(0, (n, value)).flatten(1, 2), value)  # (X^V)^T H2: (N*T*H*W, V, D)
@@ -259,6 +250,76 @@ class RSA(nn.Module):
 
         y = context @ code.transpose(1, 2)  # (N*T*H*W, V, L): as released, head l of value v is channel v*L + l
         return y.reshape(n, t, h, w, self.out_channels)
+
+    def kernels(
+        self, x: Tensor, positions: Sequence[tuple[int, int, int]] | None = None, part: str | None = None
+    ) -> Tensor:
+        r"""The kernels :math:`\kappa = \kappa^V + \kappa^R` (paper, Fig. 2) that RSA makes from its input ``x``.
+
+        ``forward`` never computes them. With the decomposition, the kernel of head l is
+
+        .. math:: \kappa_l = q_l\,(P_1 + X^K \circledast H_1)\,H_2^\top
+
+        or :math:`q_l\,H_2^\top` if ``kernel_type`` is ``"V"``, which has no P1.
+
+        Weight (i, j, m) of the kernel at position (t, y, x) is for position (t + i - kT//2, y + j - kH//2,
+        x + m - kW//2). If this position is outside of the clip, the weight exists but has no effect, because it
+        multiplies the zeros of the padding. The kernels are those before the stride's pool. They are computed as in
+        the reference, whatever ``backend`` is, and gradients flow through them.
+
+        Args:
+            x: (N, C, T, H, W), as for ``forward``.
+            positions: (t, y, x) of each position, from 0. Only their kernels are computed. ``None`` means all
+                positions, and the result then holds L*kT*kH*kW numbers for each.
+            part: ``"V"`` is the basic kernel, ``"R"`` the relational kernel, and ``"VplusR"`` their sum. ``None``
+                means ``kernel_type``.
+
+        Shapes: ``(N, L, T, H, W, kT, kH, kW)``, or ``(N, L, positions, kT, kH, kW)`` if positions are given.
+
+        Errors: ``ValueError`` if the input has a wrong shape, if a position is outside of it, or if the module's
+        ``kernel_type`` does not have the part.
+        """
+        self._check(x)
+        n, _, t, h, w = x.shape
+        part = self.kernel_type if part is None else part
+        if part not in RELATIONS or self.kernel_type not in (part, "VplusR"):
+            parts = "V, R or VplusR" if self.kernel_type == "VplusR" else f"{self.kernel_type}, or leave part out"
+            raise ValueError(f"part={part!r}, but kernel_type is {self.kernel_type!r}; choose {parts}")
+        q, k, _ = self._queries_keys_values(x)
+        code = self._code(q, k, part).unflatten(0, (n, t, h, w))  # (N, T, H, W, L, D)
+        if positions is None:
+            code = code.permute(0, 4, 1, 2, 3, 5)  # (N, L, T, H, W, D)
+        else:
+            for place in positions:
+                if len(place) != 3 or not all(0 <= i < size for i, size in zip(place, (t, h, w), strict=True)):
+                    raise ValueError(
+                        f"position {tuple(place)} must be (t, y, x) from (0, 0, 0) to {(t - 1, h - 1, w - 1)}"
+                    )
+            frames, rows, columns = torch.tensor(positions, dtype=torch.long, device=x.device).view(-1, 3).unbind(1)
+            code = code[:, frames, rows, columns].transpose(1, 2)  # (N, L, positions, D)
+        return (code @ self.H2.weight.flatten(1)).unflatten(-1, self.kernel_size)
+
+    def _check(self, x: Tensor) -> None:
+        if x.dim() != 5 or x.shape[1] != self.in_channels:
+            raise ValueError(f"RSA takes (N, {self.in_channels}, T, H, W), got {tuple(x.shape)}")
+
+    def _queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, L*K, T, H, W), (N, K or 0, T, H, W) and (N, V, T, H, W), not yet normalised."""
+        projected = self.projection(x)  # (N, L*K [+ K] + V, T, H, W)
+        queries, value = self.num_heads * self.key_dim, self.value_dim
+        return projected.split([queries, projected.shape[1] - queries - value, value], dim=1)
+
+    def _code(self, q: Tensor, k: Tensor, part: str) -> Tensor:
+        """The kernels before H2^T: q (P1 + X^K * H1), or only one of its two terms, (N*T*H*W, L, D)."""
+        heads, key = self.num_heads, self.key_dim
+        q = _l2_normalise(q.unflatten(1, (heads, key)), dim=2)  # (N, L, K, T, H, W)
+        code = _by_position(q.flatten(1, 2), heads)  # (N*T*H*W, L, K)
+        if part == "V":
+            return code if self.kernel_type == "V" else code @ self.P1
+        relation = _by_position(self.H1(_l2_normalise(k, dim=1)), key)  # X^K * H1: (N*T*H*W, K, D)
+        if part == "VplusR":
+            relation = relation + self.P1
+        return code @ relation
 
     def describe_backend(self, device: torch.device) -> str:
         """A line for the log that names the path used on this device, and the reason."""
