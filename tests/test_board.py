@@ -19,7 +19,9 @@ from toy_run import make_dataset, quick_flags, run, run_inside
 
 from data.modality import RGB, Modality
 from engine.board import Board, clip_grid
+from engine.config import load_recipe
 from engine.log_lines import read_log
+from engine.train import validate
 from reports.accuracy import highest
 from reports.pictures import NO_VIDEOS, SHADES, confusion_pixels
 from reports.statistics import confusion_matrix
@@ -60,6 +62,16 @@ def shown(folder: Path) -> dict[str, list[tuple[int, float | np.ndarray]]]:
             elif not value.HasField("metadata"):
                 points[value.tag].append((event.step, value.simple_value))
     return dict(points)
+
+
+class EvalVideos:
+    """A validation set that nobody reads."""
+
+    def __init__(self, videos: list):
+        self.videos = videos
+
+    def __len__(self) -> int:
+        return len(self.videos)
 
 
 def state(epoch: int, step: int = 0, best: float = 0.0) -> SimpleNamespace:
@@ -126,6 +138,19 @@ def test_the_confusion_matrix_is_that_of_the_validated_weights(trained):
     assert confusion.sum() == 12 and (confusion.sum(1) == 2).all()
     ((step, picture),) = shown(trained / "net_runs/r/tensorboard")["val/confusion"]
     assert step == 2 and np.array_equal(picture, confusion_pixels(confusion))
+
+
+def test_the_confusion_matrix_of_known_scores(monkeypatch):
+    """Four videos, of which the third cannot be read. Its scores are NaN, and it is not counted."""
+    labels, predictions = [0, 1, 2, 1], [0, 2, 0, 1]
+    scores = np.eye(3, dtype=np.float32)[predictions]
+    scores[2] = np.nan
+    monkeypatch.setattr("engine.train.evaluate", lambda *_, **__: (scores, {"top1": 200 / 3}, {2: "list.txt:3: gone"}))
+    dataset = EvalVideos([SimpleNamespace(label=label) for label in labels])
+    tested = SimpleNamespace(tested=torch.nn.Identity(), epoch=0, precision=None)
+    figures, confusion = validate(dataset, tested, load_recipe("tsm_tiny", "toy_something"), 4, None, None)
+    assert confusion.tolist() == [[1, 0, 0], [0, 1, 1], [0, 0, 0]]
+    assert figures["top1"] == 200 / 3 and figures["seconds"] > 0
 
 
 def test_pixels_of_a_confusion_matrix():
