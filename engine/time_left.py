@@ -24,7 +24,7 @@ class TimeLeft:
         self.first: float | None = None  # seconds of the first step of this process
         self.times = Meter()  # seconds of the other steps, in the newest epoch that has any
         self.validation: float | None = None  # seconds of the newest validation
-        self.said = False
+        self.said = False  # whether the user already knows how long the run takes
 
     def step(self, seconds: float) -> None:
         """Note a step of training and its seconds."""
@@ -37,9 +37,9 @@ class TimeLeft:
             self.times.update(seconds)
 
     def first_line(self, state: TrainingState) -> str:
-        """A line about this epoch and the run, once for each start of a run; otherwise an empty text.
+        """A line about this epoch and the run, once in the first epoch of this process; otherwise an empty text.
 
-        It comes at the first printed step that has other measured steps before it. No validation is measured yet.
+        It comes at the first printed step for which a step has been measured. No validation is measured yet.
         """
         if self.said or self.times.count == 0 or state.step == self.steps:
             return ""
@@ -59,7 +59,7 @@ class TimeLeft:
         parts = [f"epoch {state.epoch}/{self.recipe.epochs}", duration(now - self.start)]
         if self.here < self.steps:
             parts[-1] += f" for {self.here} of {self.steps} steps"
-        self.start, self.here = now, 0
+        self.start, self.here, self.said = now, 0, True
         self.validation = tested.get("seconds", self.validation)
         if state.epoch < self.recipe.epochs and self.first is not None:
             parts.append(self._left(state.epoch, 0))

@@ -128,6 +128,14 @@ def test_epochs_of_one_step(clock):
     assert end_epoch(left, state, clock) == "epoch 2/10, 10 s, 80 s left without validations"
 
 
+def test_the_line_of_the_start_does_not_come_after_the_first_epoch(clock):
+    """The first of two steps is not measured, and the second ends the epoch. After it, the line of the epoch says all."""
+    state, left = SimpleNamespace(epoch=0, step=0, best=-1.0), TimeLeft(RECIPE, 2)
+    for _ in range(2):
+        assert train(left, state, clock, 2, MINUTE) == ["", ""]
+        end_epoch(left, state, clock)
+
+
 def lines_about_time(log: str) -> list[str]:
     return re.findall(r"\[INFO\] main\.py: +\d+: (epoch \d+/\d+.*)", log)
 
