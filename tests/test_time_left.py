@@ -129,7 +129,7 @@ def test_epochs_of_one_step(clock):
 
 
 def test_the_line_of_the_start_does_not_come_after_the_first_epoch(clock):
-    """The first of two steps is not measured, and the second ends the epoch. After it, the line of the epoch says all."""
+    """The first of two steps is not measured, and the second ends the epoch. The line of the epoch then says it all."""
     state, left = SimpleNamespace(epoch=0, step=0, best=-1.0), TimeLeft(RECIPE, 2)
     for _ in range(2):
         assert train(left, state, clock, 2, MINUTE) == ["", ""]
