@@ -18,6 +18,7 @@ from engine.prepare import prepare
 from engine.resume import find_start
 from engine.run_folder import locked, log_file, run_folder
 from engine.schedule import is_validated, learning_rate
+from engine.time_left import TimeLeft
 from engine.train import train_one_epoch, validate
 from models import WeightsError, list_models
 
@@ -65,7 +66,9 @@ def main(args: argparse.Namespace) -> None:
             checkpoint.open_folder(folder)
             log.open_file(log_file(args.run))
             (folder / "config.yaml").write_text(run.settings_yaml, encoding="utf-8")
-        board = stack.enter_context(Board(folder / "tensorboard"))
+        steps = run.train_loader.batch_sampler.steps
+        board = stack.enter_context(Board(folder / "tensorboard", run.settings, run.state, steps))
+        time_left = TimeLeft(run.recipe, steps)
         stop = stack.enter_context(StopRequest())
         saver = checkpoint.Saver(folder, run.settings, run.recipe)
         state, recipe = run.state, run.recipe
@@ -74,15 +77,17 @@ def main(args: argparse.Namespace) -> None:
         while state.epoch < recipe.epochs:
             lr = learning_rate(recipe, state.epoch)
             set_learning_rate(state.optimizer, lr, recipe.lr_multipliers)
-            trained, tested = train_one_epoch(net, run.train_loader, state, recipe, lr, stop, saver), {}
+            trained = train_one_epoch(net, run.train_loader, state, recipe, lr, stop, saver, board, time_left)
+            tested, confusion = {}, None
             if is_validated(recipe, state.epoch):
                 saver.save(state)  # the epoch is then not lost if its validation fails
-                tested = validate(run.val_set, state, recipe, run.plan.per_process, stop, saver)
+                tested, confusion = validate(run.val_set, state, recipe, run.plan.per_process, stop, saver)
             # The first validation writes a best checkpoint even at 0 %, because users test a run with this file.
             is_best = bool(tested) and (tested["top1"] > state.best or not (folder / checkpoint.BEST).exists())
             state.best = tested["top1"] if is_best else state.best
             state.next_epoch()
-            board.write(state.epoch, lr, trained, tested)
+            log.info(time_left.epoch_line(state, tested))
+            board.write(state, lr, trained, tested, confusion)
             saver.save(state, is_best)
     log.info(f"finished: {recipe.epochs} epochs, best Prec@1 {max(state.best, 0):.3f}, checkpoints in {folder}")
 

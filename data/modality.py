@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import sampling
 from .frame_source import FrameSource
-from .transforms import IMAGENET_STD, SCALES, normalise
+from .transforms import IMAGENET_MEAN, IMAGENET_STD, SCALES, normalise
 from .video_list import DataError, Video
 
 MODALITIES = ("RGB", "RGBDiff", "Flow")
@@ -101,6 +101,23 @@ class Modality:
             return clips.float().div_(255).sub_(FLOW_MEAN).div_(FLOW_STD)
         frames = clips.float().div_(255).unflatten(-3, (self.frames_per_segment, 3))  # (..., L+1, 3, H, W)
         return torch.diff(frames, dim=-4).flatten(-4, -3)  # (..., 3L, H, W)
+
+    def pictures(self, clips: Tensor) -> Tensor:
+        """``normalise`` undone: float (..., channels, H, W) -> a colour picture of each segment, uint8 (..., 3, H, W).
+
+        A segment of RGBDiff is shown by its middle difference, of which mid-grey is none. A segment of Flow is shown by
+        its middle flow frame: red is x, green is y, and mid-grey is no motion.
+        """
+        images = clips.float().unflatten(-3, (self.data_length, -1))[..., self.data_length // 2, :, :, :]
+        if self.name == "RGB":
+            mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+            images = images * std + mean
+        elif self.is_flow:
+            images = images * FLOW_STD + FLOW_MEAN
+            images = torch.cat([images, torch.full_like(images[..., :1, :, :], FLOW_MEAN)], dim=-3)
+        else:
+            images = (images + 1) / 2
+        return (255 * images).round().clamp(0, 255).to(torch.uint8)
 
 
 RGB = Modality("RGB")

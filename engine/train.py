@@ -9,9 +9,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from data import DataError, EvalDataset, TrainDataset
-from reports.accuracy import means
+from reports.accuracy import highest, means
+from reports.statistics import confusion_matrix
 
 from . import distributed
+from .batch import StepSampler
+from .board import Board
 from .checkpoint import Saver
 from .config import ConfigError, Recipe, first_few
 from .evaluate import evaluate
@@ -21,6 +24,7 @@ from .log import info, progress
 from .log_lines import Meter, training_line
 from .state import TrainingState
 from .step import Step, copy_buffers, restore_buffers, train_step
+from .time_left import TimeLeft
 
 MOST_UNREAD = 0.01  # share of a list, in one epoch
 WAITING_IS_MUCH = 0.2  # share of an epoch's time
@@ -34,11 +38,14 @@ def train_one_epoch(
     lr: float,
     stop: StopRequest,
     saver: Saver,
+    board: Board,
+    time_left: TimeLeft,
 ) -> dict[str, float]:
     """Train from ``state.step`` to the end of the epoch; returns its ``loss top1 top5`` over all processes.
 
-    ``net`` is ``state.model``, wrapped if several processes train it. The optimiser already has the learning rates;
-    ``lr`` is only for the log. ``saver`` may save after each step.
+    It also returns the figures of ``_speeds``, if it has trained a step. ``net`` is ``state.model``, wrapped if several
+    processes train it. The optimiser already has the learning rates; ``lr`` is only for the log. ``saver`` may save
+    after each step.
 
     Errors: ``ConfigError``, which names the videos, if the loss is not finite; ``DataError`` if a video cannot be read
     (if such videos are skipped, only if there are too many); ``Stopped`` if a process was asked to stop.
@@ -46,7 +53,7 @@ def train_one_epoch(
     net.train()
     sampler, epoch, device = loader.batch_sampler, state.epoch, state.precision.device
     sampler.epoch, sampler.first_step = epoch, state.step
-    feed = _Feed(progress(loader, f"epoch {epoch}"), loader.dataset, device)
+    feed = _Feed(progress(loader, f"epoch {epoch}"), loader.dataset, device, board)
     times, waits, speed = Meter(), Meter(), Meter()
     start = time.perf_counter()
     for i in range(state.step, sampler.steps):
@@ -75,9 +82,12 @@ def train_one_epoch(
         times.update(seconds)
         waits.update(feed.waited)
         speed.update(sampler.plan.global_batch / (seconds - feed.waited), seconds - feed.waited)
+        time_left.step(seconds)
         if i % recipe.print_every == 0 or state.step == sampler.steps:
             now, so_far = (means(sums, state.model.num_classes) for sums in (step.sums, state.totals))
             info(training_line(epoch, i, sampler.steps, lr, now, so_far, times, waits, speed))
+            info(time_left.first_line(state))
+            board.write_step(state, lr, now, sampler.plan.global_batch / seconds, speed.value)
         saver.after_step(state, step.stop)
         start = time.perf_counter()
     feed.close()
@@ -91,7 +101,25 @@ def train_one_epoch(
             f"epoch {epoch}: the loader is the limit, {share:.0f} % of the time went into waiting for data; "
             f"{advise_on_waiting(recipe.workers)}"
         )
-    return dict(zip(("loss", "top1", "top5"), means(state.totals, state.model.num_classes), strict=True))
+    figures = dict(zip(("loss", "top1", "top5"), means(state.totals, state.model.num_classes), strict=True))
+    return figures | _speeds(times, waits, speed, sampler, device)
+
+
+def _speeds(times: Meter, waits: Meter, speed: Meter, sampler: StepSampler, device: torch.device) -> dict[str, float]:
+    """Figures of an epoch's speed, from its steps that this process has trained. Without such steps, no figures.
+
+    ``seconds`` are of a whole epoch. ``percent_waiting`` is the share of the time that went into waiting for data. On a
+    GPU, ``gpu_memory_gb`` is the most memory that tensors have occupied since the start.
+    """
+    if not times.count:
+        return {}
+    figures = {
+        "seconds": times.average * sampler.steps,
+        "clips_per_second": sampler.plan.global_batch / times.average,
+        "clips_per_second_without_waiting": speed.average,
+        "percent_waiting": 100 * waits.total / times.total,
+    }
+    return figures | ({"gpu_memory_gb": torch.cuda.max_memory_allocated(device) / 1e9} if device.type == "cuda" else {})
 
 
 def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
@@ -105,8 +133,8 @@ def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
 class _Feed:
     """Batches of a loader, moved to the device and normalised, and the time spent waiting for them."""
 
-    def __init__(self, batches: Iterator, dataset: TrainDataset, device: torch.device):
-        self.bar, self.dataset, self.device = batches, dataset, device
+    def __init__(self, batches: Iterator, dataset: TrainDataset, device: torch.device, board: Board):
+        self.bar, self.dataset, self.device, self.board = batches, dataset, device, board
         self.batches = clips_on_device(map(self._completed, batches), device)
         # For the last step: seconds, places in the list, and place -> reason for clips that could not be read.
         self.waited, self.indices, self.unread = 0.0, [], {}
@@ -124,7 +152,9 @@ class _Feed:
             self.waited += time.perf_counter() - start
             self.indices += indices.tolist()
             self.unread |= unread
-            yield self.dataset.modality.normalise(clips), labels.to(self.device, non_blocking=True)
+            clips = self.dataset.modality.normalise(clips)
+            self.board.keep_clips(clips, self.dataset.modality)
+            yield clips, labels.to(self.device, non_blocking=True)
 
     def _completed(self, batch: list | tuple) -> tuple[Tensor, Tensor, Tensor, dict[int, str]]:
         """A batch, in which copies of other clips replace those that could not be read, and the reasons for these."""
@@ -188,14 +218,15 @@ def _undo_or_stop(
 
 def validate(
     dataset: EvalDataset, state: TrainingState, recipe: Recipe, batch_size: int, stop: StopRequest, saver: Saver
-) -> dict[str, float]:
-    """Validate the current weights; returns ``loss top1 top5 class_accuracy``.
+) -> tuple[dict[str, float], np.ndarray]:
+    """Validate the current weights; returns ``loss top1 top5 class_accuracy seconds`` and the confusion matrix (K, K).
 
     Errors: the errors of ``evaluate``.
     """
+    start = time.perf_counter()
     distributed.broadcast_buffers(state.tested)
     try:
-        _, result, left_out = evaluate(
+        scores, result, left_out = evaluate(
             state.tested,
             dataset,
             state.precision,
@@ -212,4 +243,7 @@ def validate(
     if left_out:
         counted = f"{len(left_out)} of {len(dataset)} videos"
         info(f"epoch {state.epoch}: validation WITHOUT {counted}: {first_few(list(left_out.values()))}")
-    return result
+    labels = np.array([video.label for place, video in enumerate(dataset.videos) if place not in left_out])
+    predictions = highest(np.delete(scores, list(left_out), axis=0), 1)[:, 0]
+    confusion = confusion_matrix(labels, predictions, scores.shape[1])
+    return result | {"seconds": time.perf_counter() - start}, confusion

@@ -9,6 +9,8 @@ from .statistics import Calibration, row_shares
 DPI = 144
 SIDE = 1400  # pixels; largest side of a matrix, unless its cells would be too small
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"  # Okabe-Ito palette
+SHADES = ((255, 255, 255), (0, 114, 178), (0, 25, 40))  # of shares whose square roots are 0, 1/2 and 1
+NO_VIDEOS = (204, 204, 204)
 
 
 def draw_confusion(confusion: np.ndarray, names: list[str], title: str, path: Path) -> None:
@@ -49,6 +51,23 @@ def draw_confusion(confusion: np.ndarray, names: list[str], title: str, path: Pa
     bar.tick_params(labelsize=8)
     bar.set_ylabel("of the class's videos", fontsize=8)
     figure.savefig(path, bbox_inches="tight", pad_inches=0.15)
+
+
+def confusion_pixels(confusion: np.ndarray, side: int = 700) -> np.ndarray:
+    """A matrix (K, K) of counts as a picture without text, (H, W, 3) uint8. It needs no matplotlib.
+
+    The colours follow the rule of ``draw_confusion``: each row is divided by its sum, and the shade shows the square
+    root of the share. Rows of classes without videos are grey. A cell has at least 4 pixels and the picture about
+    ``side``, without its grey frame of one pixel.
+    """
+    roots = np.sqrt(row_shares(confusion))
+    shades = np.stack([np.interp(roots, (0, 0.5, 1), channel) for channel in zip(*SHADES, strict=True)], axis=-1)
+    shades[np.isnan(roots)] = NO_VIDEOS
+    cell = max(side // len(confusion), 4)
+    cells = np.round(shades).astype(np.uint8).repeat(cell, axis=0).repeat(cell, axis=1)
+    framed = np.full((cells.shape[0] + 2, cells.shape[1] + 2, 3), NO_VIDEOS, np.uint8)
+    framed[1:-1, 1:-1] = cells
+    return framed
 
 
 def draw_calibration(bins: Calibration, title: str, path: Path) -> None:
