@@ -20,7 +20,7 @@ from toy_run import make_dataset, quick_flags, run, run_inside
 from data.modality import RGB, Modality
 from engine.board import Board, clip_grid
 from engine.config import load_recipe
-from engine.log_lines import read_log
+from engine.log_reader import read_log
 from engine.train import validate
 from reports.accuracy import highest
 from reports.pictures import NO_VIDEOS, SHADES, confusion_pixels

@@ -13,7 +13,7 @@ from toy_run import make_dataset, quick_flags, run_inside
 
 from engine import time_left
 from engine.config import load_recipe
-from engine.log_lines import read_log
+from engine.log_reader import read_log
 from engine.time_left import TimeLeft, duration
 
 RECIPE = load_recipe("rsanet_r50", "something_v1", epochs=10, eval_every=4, eval_last=2)  # after epochs 4, 8, 9, 10
