@@ -1,0 +1,52 @@
+"""What all drawing programs share: their flags, matplotlib, a width and colours, and saving."""
+
+import argparse
+import sys
+from pathlib import Path
+
+WIDTH = 9  # inches. README shows pictures 900 px wide, so a letter of 9 points is 12.5 px high there.
+DPI = 160
+
+# Okabe-Ito palette, whose colours colour-blind readers can tell apart
+VERMILION, BLUE, SKY, GREEN, YELLOW, PURPLE = "#D55E00", "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7"
+GREY = "#555555"
+
+
+def make_parser(name: str, description: str) -> argparse.ArgumentParser:
+    """The parser of ``python -m figs.draw_<name>``, with the flag ``--out``."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m figs.draw_{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--out", type=Path, default=Path(f"figs/{name}.png"), help="default: %(default)s")
+    return parser
+
+
+def import_pyplot():
+    """matplotlib's pyplot with its own defaults, so that a user's matplotlibrc does not change the pictures.
+
+    It is imported only here, because ``--help`` must work without matplotlib.
+
+    Errors: the program ends with one line if matplotlib is not installed.
+    """
+    try:
+        from matplotlib import pyplot
+    except ImportError:
+        sys.exit("error: drawing needs matplotlib; install requirements-dev.txt")
+    pyplot.rcdefaults()
+    pyplot.rcParams["font.size"] = 9
+    return pyplot
+
+
+def save(figure, file: Path) -> None:
+    """Write the picture on a white background, which dark pages need, and print its name.
+
+    Errors: the program ends with one line if the file cannot be written.
+    """
+    try:
+        figure.savefig(file, dpi=DPI, facecolor="white", pil_kwargs={"optimize": True})
+    except (OSError, ValueError) as error:  # matplotlib raises ValueError for an unknown ending
+        sys.exit(f"error: {file}: cannot be written ({error}); choose another --out")
+    print(file)
