@@ -36,7 +36,7 @@ def import_pyplot():
     except ImportError:
         sys.exit("error: drawing needs matplotlib; install requirements-dev.txt")
     pyplot.rcdefaults()
-    pyplot.rcParams["font.size"] = 9
+    pyplot.rcParams.update({"font.size": 9, "figure.dpi": DPI})
     return pyplot
 
 
@@ -46,7 +46,7 @@ def save(figure, file: Path) -> None:
     Errors: the program ends with one line if the file cannot be written.
     """
     try:
-        figure.savefig(file, dpi=DPI, facecolor="white", pil_kwargs={"optimize": True})
+        figure.savefig(file, facecolor="white", pil_kwargs={"optimize": True})
     except (OSError, ValueError) as error:  # matplotlib raises ValueError for an unknown ending
         sys.exit(f"error: {file}: cannot be written ({error}); choose another --out")
     print(file)
