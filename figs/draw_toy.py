@@ -1,14 +1,13 @@
 """Draws figs/toy.png from the logs of the toy runs: ``python -m figs.draw_toy``."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from data import toy
 from engine.log_lines import read_log
-from figs.picture import BLUE, GREEN, GREY, SKY, VERMILION, WIDTH, import_pyplot, make_parser, save
+from figs.picture import BLUE, GREEN, GREY, SKY, VERMILION, WIDTH, import_pyplot, make_parser, save, show_strips
 
 MODELS = {
     "rsanet_tiny": ("RSANet", VERMILION),
@@ -32,9 +31,8 @@ def main() -> None:
     pyplot = import_pyplot()
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(WIDTH, 3.4), width_ratios=(1.3, 1), layout="constrained")
-    left.imshow(film([(name, 30 + i) for i, name in enumerate(SHOWN)]))
+    show_strips(left, SHOWN, [film(name, 30 + i) for i, name in enumerate(SHOWN)])
     left.set_title("two of the six pairs of classes, time from left to right", loc="left", fontsize=10)
-    label_rows(left, SHOWN)
 
     ends = []
     for model, (name, colour) in MODELS.items():
@@ -56,33 +54,13 @@ def main() -> None:
     save(figure, args.out)
 
 
-def film(videos: Sequence[tuple[str, int]]) -> np.ndarray:
-    """Eight frames of a random video of each (class, seed), one video per row, with gaps between the frames: (H, W, 3).
+def film(name: str, seed: int) -> np.ndarray:
+    """Eight frames of a random video of a class: uint8 (8, H, W, 3).
 
-    The videos of a pair of classes that have the same seed are the same video, forwards and backwards.
+    With the same seed, the two classes of a pair give the same video, forwards and backwards.
     """
-    rows = []
-    for name, seed in videos:
-        frames = toy.draw_video(name, np.random.default_rng(seed))
-        chosen = [np.asarray(frames[i]) for i in np.linspace(0, len(frames) - 1, 8).astype(int)]
-        rows.append(np.concatenate([np.pad(f, ((1, 1), (1, 1), (0, 0)), constant_values=255) for f in chosen], axis=1))
-    return np.concatenate(rows)
-
-
-def label_rows(axes, names: Sequence[str]) -> None:
-    """Write the names beside the rows of a film."""
-    axes.set_yticks([(i + 0.5) * (toy.SIZE + 2) for i in range(len(names))], [_wrapped(name) for name in names])
-    axes.set_xticks([])
-    axes.tick_params(length=0, labelsize=9)
-    axes.spines[:].set_visible(False)
-
-
-def _wrapped(name: str) -> str:
-    """The name in two lines of about the same length."""
-    words = name.split()
-    lengths = [max(len(" ".join(part)) for part in (words[:i], words[i:])) for i in range(1, len(words))]
-    first = lengths.index(min(lengths)) + 1
-    return " ".join(words[:first]) + "\n" + " ".join(words[first:])
+    frames = toy.draw_video(name, np.random.default_rng(seed))
+    return np.stack([np.asarray(frames[i]) for i in np.linspace(0, len(frames) - 1, 8).astype(int)])
 
 
 def _label_ends(axes, ends: list[tuple], last: int) -> None:

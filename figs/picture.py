@@ -2,7 +2,10 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 WIDTH = 9  # inches. README shows pictures 900 px wide, so a letter of 9 points is 12.5 px high there.
 DPI = 160
@@ -38,6 +41,27 @@ def import_pyplot():
     pyplot.rcdefaults()
     pyplot.rcParams.update({"font.size": 9, "figure.dpi": DPI})
     return pyplot
+
+
+def two_lines(name: str) -> str:
+    """The name in two lines of about the same length, if it has several words."""
+    words = name.split()
+    if len(words) < 2:
+        return name
+    lengths = [max(len(" ".join(part)) for part in (words[:i], words[i:])) for i in range(1, len(words))]
+    first = lengths.index(min(lengths)) + 1
+    return " ".join(words[:first]) + "\n" + " ".join(words[first:])
+
+
+def show_strips(axes, names: Sequence[str], videos: Sequence[np.ndarray]) -> None:
+    """Draw videos, uint8 (T, H, W, 3), as strips of frames below each other, with their names on the left."""
+    frames = np.pad(np.stack(videos), ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255)
+    rows, _, height, _, _ = frames.shape
+    axes.imshow(np.concatenate([np.concatenate(row, axis=1) for row in frames]), interpolation="nearest")
+    axes.set_yticks([(i + 0.5) * height for i in range(rows)], [two_lines(name) for name in names])
+    axes.set_xticks([])
+    axes.tick_params(length=0, labelsize=9)
+    axes.spines[:].set_visible(False)
 
 
 def save(figure, file: Path) -> None:
