@@ -65,12 +65,16 @@ def show_strips(axes, names: Sequence[str], videos: Sequence[np.ndarray]) -> Non
 
 
 def save(figure, file: Path) -> None:
-    """Write the picture on a white background, which dark pages need, and print its name.
+    """Write the picture on a white background, which dark pages need, close it, and print the file's name.
 
     Errors: the program ends with one line if the file cannot be written.
     """
+    from matplotlib import pyplot
+
     try:
         figure.savefig(file, facecolor="white", pil_kwargs={"optimize": True})
     except (OSError, ValueError) as error:  # matplotlib raises ValueError for an unknown ending
         sys.exit(f"error: {file}: cannot be written ({error}); choose another --out")
+    finally:
+        pyplot.close(figure)
     print(file)
