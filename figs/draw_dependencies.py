@@ -63,21 +63,20 @@ def branch_weights(model: VideoNetwork, videos: EvalDataset) -> tuple[list[str],
     if not modules:
         raise ConfigError(f"{model.arch} has no SDA that weights its branches; give weights of {MODEL}")
     seen: dict[QueryAggregation, list[Tensor]] = {sda.agg: [] for _, sda in modules}
-    for aggregation in seen:
-        aggregation.register_forward_hook(lambda agg, inputs, _: seen[agg].append(agg.weights(*inputs)))
+    hooks = [agg.register_forward_hook(lambda own, inputs, _: seen[own].append(own.weights(*inputs))) for agg in seen]
     labels = []
     with torch.no_grad():
         for clips, part, _ in progress(make_loader(videos, 0, torch.device("cpu"), batch_size=16), "videos"):
             model(videos.modality.normalise(clips[:, 0]))
             labels.append(part)
+    for hook in hooks:
+        hook.remove()
     labels = torch.cat(labels)
     weights: dict[int, Tensor] = {}
     for stage in {stage for stage, _ in modules}:
         blocks = torch.stack([torch.cat(seen[sda.agg]) for own, sda in modules if own == stage])
         # With sda_segments below num_segments, SDA sees a video as several clips.
-        weights[stage] = blocks.unflatten(1, (len(labels), -1)).mean(
-            (0, 2)
-        )  # (blocks, videos, clips, M) -> (videos, M)
+        weights[stage] = blocks.unflatten(1, (len(labels), -1)).mean((0, 2))  # (videos, M)
     return [type(branch).__name__ for branch in modules[0][1].mdm], weights, labels
 
 

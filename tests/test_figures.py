@@ -1,6 +1,7 @@
 """The pictures of figs/: every program draws, what it draws is right, and scripts/make_figures.sh draws all of them."""
 
 import re
+import shutil
 import sys
 
 import numpy as np
@@ -130,6 +131,19 @@ def test_branch_weights_are_those_of_the_network(trained):
         assert alpha.shape == (len(labels), 4)
         torch.testing.assert_close(alpha.sum(1), torch.ones(len(labels)))
         torch.testing.assert_close(alpha[3], (seen[2 * stage][0] + seen[2 * stage + 1][0]) / 2)
+    assert all(len(block.sda.agg._forward_hooks) == 1 for _, _, block in member.model.blocks())  # that of this test
+
+
+def test_an_unreadable_video_is_one_line(trained, tmp_path):
+    folder, dataset = trained
+    copied = shutil.copytree(folder / "frames", tmp_path / "frames")
+    next(copied.rglob("val/video 3/*1.jpg")).write_bytes(b"no image")
+    for name in ("train.txt", "val.txt", dataset.name):
+        shutil.copy(folder / name, tmp_path)
+    words = ["--weights", folder / "net_runs/sda_tsm_tiny" / BEST, "--dataset", tmp_path / dataset.name]
+    result = run_inside("figs/draw_dependencies.py", *words, "--out", tmp_path / "d.png", cwd=ROOT)
+    assert result.returncode == 1 and result.stdout.startswith("error: ") and result.stdout.count("\n") == 1
+    assert "val.txt:4" in result.stdout
 
 
 def test_clips_that_sda_sees_in_parts_count_as_one(trained):
