@@ -236,7 +236,8 @@ PROGRAMS = [
     path
     for room in ("benchmarks", "figs", "models", "scripts", "tests")
     for path in sorted(set((ROOT / room).glob("*.py")) - set((ROOT / room).glob("test_*")))
-    if "argparse.ArgumentParser(" in path.read_text() and 'if __name__ == "__main__":' in path.read_text()
+    if re.search(r"argparse\.ArgumentParser\(|make_parser\(", path.read_text())
+    and 'if __name__ == "__main__":' in path.read_text()
 ]
 
 
