@@ -1,4 +1,4 @@
-# quickstart.sh and run_tests.sh source this file. It makes .venv, installs a requirements file once, and checks the
+# quickstart.sh, make_figures.sh and run_tests.sh source this file. It makes .venv, installs a requirements file once, and checks the
 # installation. The interpreter is $PYTHON, or python3 if that is not set.
 
 setup() {

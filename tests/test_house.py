@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "engine": {"models", "ops", "data", "reports"},
     "scripts": {"engine", "models", "data", "ops", "reports"},
     "benchmarks": {"engine", "models", "data", "ops", "reports"},
-    "figs": {"engine", "models", "data", "ops", "reports"},
+    "figs": {"scripts", "engine", "models", "data", "ops", "reports"},
 }
 
 
