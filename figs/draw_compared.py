@@ -3,7 +3,6 @@
 The accuracies come from engine/published.yaml, the costs and the speed from ``python -m benchmarks.network --out``.
 """
 
-import argparse
 import csv
 import math
 import sys
@@ -12,26 +11,20 @@ from pathlib import Path
 
 from engine.config import ConfigError
 from engine.published import Row, load_published
+from figs.picture import BLUE, VERMILION, WIDTH, import_pyplot, make_parser, save
 
-OURS = "#D55E00"  # the two papers' networks; Okabe-Ito palette, whose colours colour-blind readers can tell apart
-OTHERS = "#0072B2"
+OURS, OTHERS = VERMILION, BLUE  # the two papers' networks, and all others
 BELOW = 10  # percentage points; a system that is further below all others is drawn at the edge
 PAPERS = ("rsanet", "sda")
 ANGLES = [side + turn for turn in (0, 0.5, -0.5, 1.0, -1.0, 1.4, -1.4) for side in (0, math.pi)]  # to the right, left
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m figs.draw_compared", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("compared", __doc__)
     parser.add_argument("--measured", type=Path, default=Path("benchmarks/network.csv"), help="default: %(default)s")
     parser.add_argument("--dataset", default="something_v1", help="default: %(default)s")
-    parser.add_argument("--out", type=Path, default=Path("figs/compared.png"), help="default: %(default)s")
     args = parser.parse_args()
-    try:
-        from matplotlib import pyplot
-    except ImportError:
-        sys.exit("error: drawing needs matplotlib; install requirements-dev.txt")
+    pyplot = import_pyplot()
     if not args.measured.is_file():
         sys.exit(f"error: no table {args.measured}; write it with 'python -m benchmarks.network --out {args.measured}'")
     with args.measured.open(encoding="utf-8") as file:
@@ -51,10 +44,10 @@ def main() -> None:
         sys.exit(f"error: {args.measured}: none of its networks has a published accuracy on {args.dataset}")
 
     line = measured[points[0][0].model]
-    figure, panels = pyplot.subplots(1, 2, figsize=(12, 5.6), dpi=140, sharey=True, layout="constrained")
+    figure, panels = pyplot.subplots(1, 2, figsize=(WIDTH, 5.8), sharey=True, layout="constrained")
     panels[0].set_title(f"{args.dataset}, published Top-1 (%), {line['num_segments']} frames", loc="left", fontsize=10)
     panels[0].set_xlabel("G multiply-adds of a view of 224 px")
-    panels[1].set_xlabel(f"speed of a test, TSN = 1\n({line['machine']}; {line['size']} px, {line['precision']})")
+    panels[1].set_xlabel(f"speed of a test, TSN = 1\n({line['machine']};\n{line['size']} px, {line['precision']})")
     for panel, place in zip(panels, (1, 2), strict=True):
         draw(panel, [(point[0], point[place]) for point in points])
     handles = [
@@ -66,8 +59,7 @@ def main() -> None:
     figure.set_layout_engine("none")
     for panel, place in zip(panels, (1, 2), strict=True):
         label(panel, [(point[0], point[place]) for point in points])
-    figure.savefig(args.out)
-    print(args.out)
+    save(figure, args.out)
 
 
 def chosen_row(rows: list[Row], model: str, dataset: str, frames: int) -> Row | None:

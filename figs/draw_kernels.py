@@ -3,7 +3,6 @@
 The weights are those of ``python main.py toy_something rsanet_tiny --run figures_rsanet_tiny``.
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -15,11 +14,13 @@ from data.sampling import AS_IT_IS, FrameOrder
 from engine import distributed
 from engine.config import ConfigError
 from engine.testing import Member
+from figs.picture import import_pyplot, make_parser, save
+from figs.trained import check_weights, default_weights
 from models import WeightsError
 from scripts.rsa_layers import Seen, look, open_network
-from scripts.visualize_kernels import BAR, GAP, LINE, WIDTH, Pen, import_pyplot, stage_of
+from scripts.visualize_kernels import BAR, GAP, LINE, WIDTH, Pen, stage_of
 
-RUN = "figures_rsanet_tiny"
+MODEL = "rsanet_tiny"
 CATEGORY, SEED = "Moving something from left to right", 37
 PLACES = {"On the object": (0.39, 0.45), "On the background": (0.67, 0.45)}  # y, x as shares of the frame
 REACH = 2  # frames before and after the positions' frame that are shown; RSA's default kernel covers as many
@@ -41,26 +42,20 @@ class Row(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m figs.draw_kernels", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--weights", default=f"net_runs/{RUN}/resnet_rgb_model_best.pth.tar", help="default: %(default)s"
-    )
-    parser.add_argument("--out", type=Path, default=Path("figs/kernels.png"), help="default: %(default)s")
+    parser = make_parser("kernels", __doc__)
+    parser.add_argument("--weights", type=Path, default=default_weights(MODEL), help="default: %(default)s")
     args = parser.parse_args()
     distributed.run_program(lambda: draw(args.weights, args.out), (ConfigError, DataError, WeightsError, OSError))
 
 
-def draw(weights: str, out: Path) -> None:
+def draw(weights: Path, out: Path) -> None:
     """Draw the picture.
 
     Errors: ``ConfigError`` if there is no checkpoint, and the errors of ``open_network`` and ``look``.
     """
     pyplot = import_pyplot()
-    if not Path(weights).is_file():
-        raise ConfigError(f"no file {weights}; train it with 'python main.py toy_something rsanet_tiny --run {RUN}'")
-    clips = see_clips(open_network(weights))
+    check_weights(weights, MODEL)
+    clips = see_clips(open_network(str(weights)))
     rows = choose_rows(clips)
     side = (WIDTH - LABEL - BAR - BETWEEN) / (2 * (2 * REACH + 1))
     pitch, block = side + GAP, 2.6 * LINE
@@ -97,9 +92,7 @@ def draw(weights: str, out: Path) -> None:
         pens[0].bar(top, limit)
         for pen, clip, kernel in zip(pens, clips, kernels, strict=True):
             pen.kernel(top, kernel, limit, clip[row.part].places[place][0])
-    figure.savefig(out)
-    pyplot.close(figure)
-    print(out)
+    save(figure, out)
 
 
 def see_clips(member: Member) -> list[dict[str, Seen]]:

@@ -1,6 +1,5 @@
 """Draws figs/toy.png from the logs of the toy runs: ``python -m figs.draw_toy``."""
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -8,13 +7,14 @@ import numpy as np
 
 from data import toy
 from engine.log_reader import read_log
+from figs.picture import BLUE, GREEN, GREY, SKY, VERMILION, WIDTH, import_pyplot, make_parser, save, show_strips
 
-MODELS = {  # Okabe-Ito palette, whose colours colour-blind readers can tell apart
-    "rsanet_tiny": ("RSANet", "#D55E00"),
-    "sda_tsm_tiny": ("SDA-TSM", "#0072B2"),
-    "sda_tsn_tiny": ("SDA-TSN", "#56B4E9"),
-    "tsm_tiny": ("TSM", "#009E73"),
-    "tsn_tiny": ("TSN", "#555555"),
+MODELS = {
+    "rsanet_tiny": ("RSANet", VERMILION),
+    "sda_tsm_tiny": ("SDA-TSM", BLUE),
+    "sda_tsn_tiny": ("SDA-TSN", SKY),
+    "tsm_tiny": ("TSM", GREEN),
+    "tsn_tiny": ("TSN", GREY),
 }
 SHOWN = (
     "Moving something from left to right",
@@ -25,22 +25,14 @@ SHOWN = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m figs.draw_toy", description=__doc__)
+    parser = make_parser("toy", __doc__)
     parser.add_argument("--logs", type=Path, default=Path("logs"), help="folder with toy_<model>.log")
-    parser.add_argument("--out", type=Path, default=Path("figs/toy.png"))
     args = parser.parse_args()
-    try:
-        from matplotlib import pyplot
-    except ImportError:
-        sys.exit("error: drawing needs matplotlib; install requirements-dev.txt")
+    pyplot = import_pyplot()
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 3.6), width_ratios=(1.15, 1), layout="constrained")
-    left.imshow(_film())
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(WIDTH, 3.4), width_ratios=(1.3, 1), layout="constrained")
+    show_strips(left, SHOWN, [film(name, 30 + i) for i, name in enumerate(SHOWN)])
     left.set_title("two of the six pairs of classes, time from left to right", loc="left", fontsize=10)
-    left.set_yticks([(i + 0.5) * (toy.SIZE + 2) for i in range(len(SHOWN))], [_wrapped(name) for name in SHOWN])
-    left.set_xticks([])
-    left.tick_params(length=0, labelsize=8)
-    left.spines[:].set_visible(False)
 
     ends = []
     for model, (name, colour) in MODELS.items():
@@ -59,23 +51,16 @@ def main() -> None:
     right.set_xlabel("epoch")
     right.set_title("toy_something, validation Top-1 (%)", loc="left", fontsize=10)
     right.spines[["top", "right"]].set_visible(False)
-    figure.savefig(args.out, dpi=140)
-    print(args.out)
+    save(figure, args.out)
 
 
-def _film() -> np.ndarray:
-    """Eight frames of each shown class, one class per row, with gaps between the frames: (H, W, 3)."""
-    rows = []
-    for seed, name in enumerate(SHOWN):
-        frames = toy.draw_video(name, np.random.default_rng(30 + seed))
-        chosen = [np.asarray(frames[i]) for i in np.linspace(0, len(frames) - 1, 8).astype(int)]
-        rows.append(np.concatenate([np.pad(f, ((1, 1), (1, 1), (0, 0)), constant_values=255) for f in chosen], axis=1))
-    return np.concatenate(rows)
+def film(name: str, seed: int) -> np.ndarray:
+    """Eight frames of a random video of a class: uint8 (8, H, W, 3).
 
-
-def _wrapped(name: str) -> str:
-    words = name.split()
-    return " ".join(words[:2]) + "\n" + " ".join(words[2:])
+    With the same seed, the two classes of a pair give the same video, forwards and backwards.
+    """
+    frames = toy.draw_video(name, np.random.default_rng(seed))
+    return np.stack([np.asarray(frames[i]) for i in np.linspace(0, len(frames) - 1, 8).astype(int)])
 
 
 def _label_ends(axes, ends: list[tuple], last: int) -> None:

@@ -118,7 +118,9 @@ class QueryAggregation(nn.Module):
 
     .. math:: \alpha = \mathrm{softmax}_m(\mathrm{avgpool}(R_m)\, q^\top), \qquad R = \sum_m \alpha_m R_m
 
-    Takes a list of M tensors (N,c,T,H,W), or their summaries, and returns their weighted sum (N,c,T,H,W).
+    Takes a list of M tensors (N,c,T,H,W), or their summaries, and returns their weighted sum (N,c,T,H,W). ``weights``
+    returns the alpha of such a list. To see the weights that a network uses, call it in a forward hook:
+    ``aggregation.register_forward_hook(lambda module, inputs, output: seen.append(module.weights(*inputs)))``.
     """
 
     # This parameter is not in a standard layer. As released, it has no weight decay and its own learning rate.
@@ -128,10 +130,13 @@ class QueryAggregation(nn.Module):
         super().__init__()
         self.qVec = nn.Parameter(torch.empty(1, channels).uniform_(-0.1, 0.1))
 
-    def forward(self, branches: list[Tensor]) -> Tensor:
+    def weights(self, branches: list[Tensor]) -> Tensor:
+        """The weight alpha of each branch in each clip (N, M). The weights of a clip sum to 1."""
         keys = torch.stack([branch.mean((2, 3, 4)) for branch in branches], dim=1)  # (N, M, c)
-        weights = (keys @ self.qVec.T).softmax(dim=1)  # (N, M, 1)
-        weights = weights[..., None, None, None].unbind(1)  # M of (N, 1, 1, 1, 1)
+        return (keys @ self.qVec.T).softmax(dim=1).squeeze(2)  # (N, M)
+
+    def forward(self, branches: list[Tensor]) -> Tensor:
+        weights = self.weights(branches)[..., None, None, None, None].unbind(1)  # M of (N, 1, 1, 1, 1)
         total = branches[0] * weights[0]
         for branch, weight in zip(branches[1:], weights[1:], strict=True):  # adds smaller summaries before larger ones
             total = torch.addcmul(total, branch, weight)

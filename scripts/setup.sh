@@ -1,5 +1,5 @@
-# quickstart.sh and run_tests.sh source this file. It makes .venv, installs a requirements file once, and checks the
-# installation. The interpreter is $PYTHON, or python3 if that is not set.
+# quickstart.sh, make_figures.sh and run_tests.sh source this file. It makes .venv, installs a requirements file once,
+# and checks the installation. The interpreter is $PYTHON, or python3 if that is not set.
 
 setup() {
     local requirements="$1" python="${PYTHON:-python3}" stamp

@@ -69,7 +69,10 @@ def parse_args() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    pyplot = import_pyplot()
+    try:
+        from matplotlib import pyplot
+    except ImportError:
+        raise ConfigError("drawing needs matplotlib; install requirements-dev.txt") from None
     log.setup()
     if Path(args.out).suffix not in ENDINGS:
         raise ConfigError(f"--out {args.out}: its ending tells the format; choose one of {', '.join(ENDINGS)}")
@@ -87,18 +90,6 @@ def main(args: argparse.Namespace) -> None:
     figure.savefig(args.out)
     pyplot.close(figure)
     log.info(f"{args.out}: frame {frame} of {frames}, layers {', '.join(layer.name for layer in seen.layers)}")
-
-
-def import_pyplot():
-    """matplotlib's pyplot.
-
-    Errors: ``ConfigError`` if matplotlib is not installed.
-    """
-    try:
-        from matplotlib import pyplot
-    except ImportError:
-        raise ConfigError("drawing needs matplotlib; install requirements-dev.txt") from None
-    return pyplot
 
 
 def read_number(flag: str, text: str, largest: int) -> int:

@@ -117,6 +117,24 @@ def test_sda_gates_each_clip_alone(shape, dependencies, aggregation, squeeze):
     assert ((gate > 0) & (gate < 1)).all()
 
 
+def test_sda_tells_the_weights_of_its_branches():
+    """A hook gets the weights that the network uses: the softmax of the products of query and branch means."""
+    torch.manual_seed(0)
+    sda, seen = SDA(32, 4, 2).eval(), []
+    sda.agg.register_forward_hook(lambda agg, inputs, output: seen.append((inputs[0], agg.weights(*inputs), output)))
+    with torch.no_grad():
+        sda.agg.qVec.normal_()  # larger differences
+        sda(torch.randn(12, 32, 6, 6) * torch.tensor([1, 2, 4]).repeat_interleave(4)[:, None, None, None])
+    (branches, weights, output), query = seen[0], sda.agg.qVec[0].detach()
+    assert weights.shape == (3, 4) and weights.std(0).min() > 1e-3  # each clip has its own
+    for clip in range(3):
+        products = [sum(branch[clip, c].mean() * query[c] for c in range(16)).exp() for branch in branches]
+        for m in range(4):
+            torch.testing.assert_close(weights[clip, m], products[m] / sum(products), rtol=1e-5, atol=1e-6)
+        total = sum(weights[clip, m] * branches[m][clip].expand(16, 4, 6, 6) for m in range(4))
+        torch.testing.assert_close(output[clip], total, rtol=1e-5, atol=1e-6)
+
+
 def test_sda_squeezes_side_by_side():
     """With avg+max, LT and LS see all averages, then all maxima. S122 sees them alternating. LST adds two passes."""
     x = torch.rand(2, 3, 4, 6, 6)

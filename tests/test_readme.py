@@ -15,7 +15,8 @@ import pytest
 import quick_python
 import torch
 import yaml
-from toy_run import NAMES, ROOT, make_dataset, quick_flags, run
+from checkout import copy_repository, run_script, shorten
+from toy_run import ROOT, make_dataset, quick_flags, run
 
 from engine.config import KEYS
 from models import build_model
@@ -37,13 +38,8 @@ def commands() -> list[str]:
 def workplace(tmp_path_factory):
     """A checkout with its own data. The 'something' sets have 174 classes, but videos of only two."""
     folder = tmp_path_factory.mktemp("checkout")
-    rooms = ("ops", "models", "data", "engine", "reports", "scripts", "figs", "logs", "benchmarks", "tests")
-    for name in rooms:
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("toy_something", "__pycache__"))
-    for name in ("main.py", "test_models.py", "hubconf.py"):
-        shutil.copy(ROOT / name, folder)
+    copy_repository(folder)
     dataset = make_dataset(folder / "mine", per_class=2)
-    make_dataset(folder / "data" / "toy_something", per_class=2)
     for name, template in (("something_v1", "{:05d}.jpg"), ("something_v2", "{:06d}.jpg")):
         target = folder / "data" / name
         shutil.copytree(dataset.parent / "frames", target / "frames")
@@ -114,8 +110,8 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-# quickstart.sh has its own test below, and run_tests.sh runs this test.
-ELSEWHERE = ("./scripts/quickstart.sh", "./scripts/run_tests.sh")
+# quickstart.sh has its own test below, test_figures.py runs make_figures.sh, and run_tests.sh runs this test.
+ELSEWHERE = ("./scripts/quickstart.sh", "./scripts/make_figures.sh", "./scripts/run_tests.sh")
 PUBLISHED = [command for command in dict.fromkeys(commands()) if command not in ELSEWHERE]
 MADE = re.compile(r"(?:--run|--scores|train_Something_v\d\.sh) (\S+)")  # the run or score file that a command makes
 
@@ -211,28 +207,13 @@ def test_published_python(workplace):
 
 def test_quickstart(workplace):
     """Without set-up, on four videos and with short recipes, it trains, tests and prints. A second call only prints."""
-    for model in ("rsanet_tiny", "tsn_tiny"):
-        recipe = workplace / "models" / "recipes" / f"{model}.yaml"
-        content = yaml.safe_load(recipe.read_text())
-        recipe.write_text(yaml.safe_dump(content | {"epochs": 1, "global_batch_size": 4, "workers": 0}))
-    config = workplace / "data" / "toy_something.yaml"
-    values = yaml.safe_load(config.read_text()) | {"num_classes": 2, "categories": NAMES}
-    config.write_text(yaml.safe_dump(values))
-    (workplace / "scripts" / "setup.sh").write_text("setup() { :; }\n")
-    (workplace / ".venv" / "bin").mkdir(parents=True)
-    (workplace / ".venv" / "bin" / "python").symlink_to(sys.executable)
-
-    def quickstart():
-        environment = os.environ | {"PYTHONWARNINGS": "ignore", "PYTHONPATH": ":".join(sys.path[1:])}
-        command = ["bash", str(workplace / "scripts" / "quickstart.sh")]
-        return subprocess.run(command, env=environment, text=True, capture_output=True, timeout=300)
-
-    first = quickstart()
+    shorten(workplace, ("rsanet_tiny", "tsn_tiny"))
+    first = run_script(workplace, "quickstart.sh")
     assert first.returncode == 0, first.stdout[-2000:] + first.stderr[-2000:]
     table = first.stdout[first.stdout.index("scores   ") :]
     assert re.search(r"quickstart_rsanet_tiny/scores +4 +\d+\.\d\d +- ", table) and "logs/quickstart_" in table
     assert np.load(workplace / "net_runs/quickstart_tsn_tiny/scores.npz")["scores"].shape == (4, 2)
-    second = quickstart()
+    second = run_script(workplace, "quickstart.sh")
     assert second.returncode == 0 and "Epoch:" not in second.stdout and "Epoch:" in first.stdout
     assert second.stdout.strip() == table.strip()
 
@@ -241,7 +222,8 @@ PROGRAMS = [
     path
     for room in ("benchmarks", "figs", "models", "scripts", "tests")
     for path in sorted(set((ROOT / room).glob("*.py")) - set((ROOT / room).glob("test_*")))
-    if "argparse.ArgumentParser(" in path.read_text() and 'if __name__ == "__main__":' in path.read_text()
+    if re.search(r"argparse\.ArgumentParser\(|make_parser\(", path.read_text())
+    and 'if __name__ == "__main__":' in path.read_text()
 ]
 
 
