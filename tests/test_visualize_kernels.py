@@ -241,6 +241,6 @@ def test_the_figure(folder):
         assert picture.width == 1800 and np.asarray(picture.convert("RGB"))[0, 0].tolist() == [255, 255, 255]
     result = run_inside("figs/draw_kernels.py", cwd=folder)
     assert result.returncode == 1 and result.stdout == (
-        "error: no file net_runs/figures_rsanet_tiny/resnet_rgb_model_best.pth.tar; train it with "
+        "error: no weights net_runs/figures_rsanet_tiny/resnet_rgb_model_best.pth.tar; train them with "
         "'python main.py toy_something rsanet_tiny --run figures_rsanet_tiny'\n"
     )
