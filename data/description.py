@@ -67,6 +67,8 @@ def load_dataset_config(dataset: str, with_names: bool = True, **overrides: str 
     if not os.path.isfile(path):  # Path.is_file() raises if a name is too long
         near = difflib.get_close_matches(dataset, list_datasets(), n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(list_datasets())}, or a path to a .yaml file"
+        if dataset.endswith((".yaml", ".yml")):
+            hint = "there is no such file; check the path, which starts from the folder of the call"
         raise DataError(f"no dataset {shown(dataset)}; {hint}")
     values = _read(path)
     folder = _as_seen_from_here(path.parent)

@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -37,6 +38,8 @@ def make_loader(
 
     ``settings`` are arguments of ``DataLoader``: ``batch_sampler`` or ``batch_size``, and others.
     """
+    # The log says itself that there are more loading processes than cores.
+    warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
     return DataLoader(
         dataset,
         num_workers=workers,
@@ -124,9 +127,11 @@ def training_data(
     )
     if len(train_set) < plan.global_batch:
         fitting = 2 ** max(0, len(train_set).bit_length() - 2)  # at least two steps per epoch
+        made_by_processes = (recipe.batch_size or 0) * plan.processes >= plan.global_batch
+        others = ", or fewer processes or a lower --batch_size" if made_by_processes else ""
         raise ConfigError(
             f"{dataset.train_list}: {len(train_set)} videos are fewer than one batch of {plan.global_batch}; add "
-            f"--global_batch_size {fitting} (the learning rate follows it), or fewer processes or a lower --batch_size"
+            f"--global_batch_size {fitting} (the learning rate follows it){others}"
         )
     check_shared_memory(recipe.workers, plan.per_process * clip_bytes(train_set))
     sampler = StepSampler(len(train_set), plan, distributed.rank(), recipe.seed)

@@ -39,22 +39,27 @@ def main() -> None:
         if row is None:
             print(f"not drawn: {model}, no Top-1 with {line['num_segments']} frames on {args.dataset} is published")
         else:
-            points.append((row, float(line["multiply_adds"]) / 1e9, float(line["test_share"])))
+            views = (row.crops or 1) * (row.clips or 1)
+            points.append((row, views * float(line["multiply_adds"]) / 1e9, float(line["test_share"])))
     if not points:
         sys.exit(f"error: {args.measured}: none of its networks has a published accuracy on {args.dataset}")
 
     line = measured[points[0][0].model]
     figure, panels = pyplot.subplots(1, 2, figsize=(WIDTH, 5.8), sharey=True, layout="constrained")
     panels[0].set_title(f"{args.dataset}, published Top-1 (%), {line['num_segments']} frames", loc="left", fontsize=10)
-    panels[0].set_xlabel("G multiply-adds of a view of 224 px")
-    panels[1].set_xlabel(f"speed of a test, TSN = 1\n({line['machine']};\n{line['size']} px, {line['precision']})")
+    panels[0].set_xlabel("G multiply-adds of a video's test: all views, 224 px")
+    panels[1].set_xlabel(f"speed of a view, TSN = 1\n({line['machine']};\n{line['size']} px, {line['precision']})")
     for panel, place in zip(panels, (1, 2), strict=True):
-        draw(panel, [(point[0], point[place]) for point in points])
+        draw(panel, [(point[0], point[place]) for point in points], log=place == 1)
     handles = [
-        pyplot.Line2D([], [], color="black", linestyle="", marker="o", markerfacecolor=face, label=text)
-        for face, text in (("black", "one view"), ("white", "several views, or not told"))
+        pyplot.Line2D([], [], color=colour, linestyle="", marker="o", markerfacecolor=face, label=text)
+        for colour, face, text in (
+            (OURS, OURS, "the two papers, one view"),
+            (OTHERS, OTHERS, "others, one view"),
+            (OTHERS, "white", "others, several views, or not told"),
+        )
     ]
-    panels[0].legend(handles=handles, frameon=False, fontsize=9, loc="upper left")
+    panels[0].legend(handles=handles, frameon=False, fontsize=9, loc="lower right")
     figure.canvas.draw()  # the places of the names depend on the final layout, which then must not change
     figure.set_layout_engine("none")
     for panel, place in zip(panels, (1, 2), strict=True):
@@ -76,8 +81,8 @@ def floor(rows: list[Row]) -> float:
     return values[gaps[-1] if gaps else 0] - 1.5
 
 
-def draw(panel, points: list[tuple[Row, float]]) -> None:
-    """The markers of a panel."""
+def draw(panel, points: list[tuple[Row, float]], log: bool = False) -> None:
+    """The markers of a panel. If ``log``, its axis is logarithmic."""
     low = floor([row for row, _ in points])
     for row, x in points:
         colour, single = colour_of(row), row.crops == row.clips == 1
@@ -86,7 +91,12 @@ def draw(panel, points: list[tuple[Row, float]]) -> None:
         y = max(row.top1, low + 0.4)
         panel.plot(x, y, shape, color=colour, markerfacecolor=face, markersize=7, markeredgewidth=1.4)
     panel.set_ylim(low, max(row.top1 for row, _ in points) + 1)
-    panel.set_xlim(0, 1.12 * max(x for _, x in points))
+    if log:
+        panel.set_xscale("log")
+        panel.set_xticks([30, 100, 300, 1000], ["30", "100", "300", "1000"])
+        panel.minorticks_off()
+    else:
+        panel.set_xlim(0, 1.12 * max(x for _, x in points))
     panel.spines[["top", "right"]].set_visible(False)
     panel.grid(color="#EEEEEE")
     panel.set_axisbelow(True)

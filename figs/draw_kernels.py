@@ -24,10 +24,10 @@ MODEL = "rsanet_tiny"
 CATEGORY, SEED = "Moving something from left to right", 37
 PLACES = {"On the object": (0.39, 0.45), "On the background": (0.67, 0.45)}  # y, x as shares of the frame
 REACH = 2  # frames before and after the positions' frame that are shown; RSA's default kernel covers as many
-LABEL, BETWEEN, TOP = 1.65, 0.2, 1.05  # inches
+LABEL, BETWEEN, TOP = 1.65, 0.2, 1.22  # inches
 TITLE = "Kernels of a trained RSANet: the same positions in a clip and in its reverse"
 LINES = [
-    "The clip on the right is the clip on the left, played backwards. The rings are in the same frame.",
+    "The clip on the right is the clip on the left, played backwards. The rings are at one place of one picture.",
     "The basic kernel depends on the ringed position alone. The relational kernel also depends on what surrounds it.",
 ]
 

@@ -37,7 +37,7 @@ def import_pyplot():
     try:
         from matplotlib import pyplot
     except ImportError:
-        sys.exit("error: drawing needs matplotlib; install requirements-dev.txt")
+        sys.exit("error: drawing needs matplotlib; pip install matplotlib")
     pyplot.rcdefaults()
     pyplot.rcParams.update({"font.size": 9, "figure.dpi": DPI})
     return pyplot

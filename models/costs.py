@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import signal
 import warnings
 
 import torch
@@ -47,4 +48,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # "| head" ends the program without a traceback
     main()

@@ -23,6 +23,7 @@ on from there. Frame folders that stand in their place already are taken as they
 
 import argparse
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 from data import DataError, load_dataset_config
@@ -90,6 +91,8 @@ def main(args: argparse.Namespace) -> None:
     if args.keep_videos and (plan.has_segments or plan.frames_given):
         what = "frames, not videos" if plan.frames_given else "clips that are parts of longer videos"
         raise DataError(f"--keep_videos: {args.dataset} has {what}; prepare frame folders, without this flag")
+    if not plan.frames_given and find_spec("av") is None:  # without it, every video would be skipped
+        raise DataError("reading videos needs PyAV; pip install av")
     root = to / ("videos" if args.keep_videos else plan.root)
     output = Output(root, to / "unfinished", plan.image_tmpl, short_side, quality)
     to.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """Print the accuracy of score files, without the models: ``python -m scripts.print_results net_runs/*/scores.npz``."""
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -27,4 +28,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # "| head" ends the program without a traceback
     main()

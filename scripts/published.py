@@ -7,6 +7,7 @@ The rows come from engine/published.yaml. Our parameters and multiply-adds come 
 import argparse
 import csv
 import dataclasses
+import signal
 import sys
 from pathlib import Path
 
@@ -219,4 +220,5 @@ def _plain(row: Row) -> list[str]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # "| head" ends the program without a traceback
     main()

@@ -7,10 +7,14 @@ cd "$(dirname "$0")/.."
 setup requirements.txt
 
 files=()
+part=0
 for model in rsanet_tiny tsn_tiny; do
     run="quickstart_$model"
     scores="net_runs/$run/scores.npz"
+    part=$((part + 1))
     if [ ! -e "$scores" ]; then
+        echo
+        echo "=== network $part of 2: $model learns the toy set (10 epochs) and is tested ==="
         .venv/bin/python main.py toy_something "$model" --run "$run" --resume auto
         .venv/bin/python test_models.py toy_something \
             --weights "net_runs/$run/resnet_rgb_model_best.pth.tar" --scores "$scores"
@@ -23,3 +27,8 @@ echo
 echo
 echo "Chance is 8.33. Each class is another one played backwards: a model that averages per-frame scores stays near 50."
 echo "logs: logs/quickstart_*.log   checkpoints, TensorBoard: net_runs/quickstart_*"
+echo
+echo "Next, for example:"
+echo "    source .venv/bin/activate"
+echo "    python -m scripts.read_logs logs/quickstart_*.log"
+echo "    python -m scripts.report ${files[0]}"

@@ -9,6 +9,7 @@ waiting for data, then without it. The log of a test has a row without figures o
 import argparse
 import csv
 import itertools
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -70,7 +71,7 @@ def main() -> int:
         if args.plot and runs:
             plot(runs, args.plot)
     except ImportError:
-        return complain("drawing needs matplotlib; install requirements-dev.txt")
+        return complain("drawing needs matplotlib; pip install matplotlib")
     except OSError as error:
         return complain(f"{error.filename}: cannot be written ({error.strerror})")
     return int(failed)
@@ -229,4 +230,5 @@ def plot(runs: dict[str, Run], path: Path) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # "| head" ends the program without a traceback
     sys.exit(main())

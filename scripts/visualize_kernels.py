@@ -25,7 +25,7 @@ PARTS = {None: "kernels", "V": "basic kernels", "R": "relational kernels", "Vplu
 
 # Sizes in inches. A README shows a picture of 9 inches at 900 px.
 WIDTH, LABEL, BAR, GAP, LINE = 9.0, 1.7, 0.7, 0.06, 0.15
-TOP, NUMBERS = 0.9, 0.2  # of the heading, and of the numbers above the frames
+TOP, NUMBERS = 1.07, 0.2  # of the heading, and of the numbers above the frames
 SMALL, NORMAL = 8, 10  # pt
 MOST = 9  # frames that are shown; of a longer clip, those around the positions
 POSITIVE, NEGATIVE, OUTSIDE, MARK = "#D55E00", "#0072B2", "#DDDDDD", "#F0E442"  # Okabe-Ito palette, and a grey
@@ -72,7 +72,7 @@ def main(args: argparse.Namespace) -> None:
     try:
         from matplotlib import pyplot
     except ImportError:
-        raise ConfigError("drawing needs matplotlib; install requirements-dev.txt") from None
+        raise ConfigError("drawing needs matplotlib; pip install matplotlib") from None
     log.setup()
     if Path(args.out).suffix not in ENDINGS:
         raise ConfigError(f"--out {args.out}: its ending tells the format; choose one of {', '.join(ENDINGS)}")
@@ -192,7 +192,8 @@ class Pen:
         self.text(GAP, 0.2, title, NORMAL, fontweight="bold")
         lines = [
             *lines,
-            "Below each frame: the weights that the ringed position gives to the boxed part of this frame.",
+            "Below each frame: the weights that the ringed position gives to the part of this frame around it.",
+            "A box is such a part. The smallest one belongs to the first layer; deeper layers see more.",
         ]
         for i, line in enumerate(lines):
             self.text(GAP, 0.42 + i * (LINE + 0.02), line)

@@ -63,7 +63,7 @@ def test_a_picture_that_cannot_be_written_is_one_line(tmp_path, place):
 def test_without_matplotlib_the_error_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = run_inside("figs/draw_rsa.py", cwd=ROOT)
-    expected = "error: drawing needs matplotlib; install requirements-dev.txt\n"
+    expected = "error: drawing needs matplotlib; pip install matplotlib\n"
     assert (result.returncode, result.stdout) == (1, expected)
 
 

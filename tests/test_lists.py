@@ -241,6 +241,7 @@ def test_a_folder_or_nothing_is_no_dataset(tmp_path):
         with pytest.raises(DataError, match="no dataset '") as error:
             load_dataset_config(name)
         assert len(str(error.value)) < 600 and "\n" not in str(error.value)
+        assert ("there is no such file" in str(error.value)) == name.endswith(".yaml")
 
 
 @pytest.mark.parametrize("field", ["{:09999999999d}", "{:021d}", "{0.__class__}", "{0!r}", "{:{}}", "{:x}", "{:>5}"])

@@ -1,6 +1,7 @@
 """scripts.prepare with what users really have: broken annotation files, damaged archives, missing videos, odd flags."""
 
 import json
+import sys
 import zipfile
 from pathlib import Path
 
@@ -288,3 +289,14 @@ def test_trees_and_csv_files_that_do_not_fit(tmp_path):
     csv.write_text("tree/a/1.mp4,x\ngone.mp4,x\n")
     line = error_of("folder", csv, "--val", "0.5", "--to", tmp_path / "to")
     assert "cannot be decoded ([Errno 2] No such file or directory" in line or "no video for the" in line
+
+
+def test_videos_without_pyav_are_refused_before_the_first_one(tmp_path, official, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    line = error_of("kinetics400", official("kinetics400"), "--to", tmp_path / "to")
+    assert line == "error: reading videos needs PyAV; pip install av" and not (tmp_path / "to").exists()
+
+
+def test_frames_need_no_pyav(tmp_path, official, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    prepare("something_v1", official("something_v1"), "--to", tmp_path / "to", code=0)

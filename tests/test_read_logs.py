@@ -145,7 +145,7 @@ def test_without_matplotlib_only_the_picture_is_missing(tmp_path, monkeypatch):
     file = write_run(tmp_path / "run.log", [40])
     shown = run_inside("scripts/read_logs.py", file, "--plot", "x.png", cwd=tmp_path)
     assert shown.returncode == 1 and "\nrun      1/" not in shown.stdout and "40.000" in shown.stdout
-    assert shown.stdout.endswith("\nerror: drawing needs matplotlib; install requirements-dev.txt\n")
+    assert shown.stdout.endswith("\nerror: drawing needs matplotlib; pip install matplotlib\n")
 
 
 @pytest.mark.parametrize("flag, ending", [("--plot", ".png or .pdf or .svg"), ("--csv", ".csv")])

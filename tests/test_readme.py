@@ -66,7 +66,11 @@ def workplace(tmp_path_factory):
     for part, classes in (("verb", 125), ("noun", 352)):
         scores, labels = rng.standard_normal((6, classes), np.float32), rng.integers(0, classes, 6)
         np.savez(folder / f"{part}.npz", scores=scores, labels=labels, paths=np.array([f"P01/{i}" for i in range(6)]))
-    for name, model in (("sda_tsm.pth.tar", "sda_tsm_r50"), ("resnet_rgb_model_best.pth.tar", "rsanet_r50")):
+    for name, model in (
+        ("sda_tsm.pth.tar", "sda_tsm_r50"),
+        ("resnet_rgb_model_best.pth.tar", "rsanet_r50"),
+        ("tiny.pth.tar", "rsanet_tiny"),
+    ):
         (folder / "net_runs" / "released").mkdir(parents=True, exist_ok=True)
         state = {f"module.{key}": value for key, value in build_model(model, 174, 8).state_dict().items()}
         torch.save({"state_dict": state}, folder / "net_runs" / "released" / name)
@@ -113,7 +117,12 @@ def free_port() -> int:
 # quickstart.sh has its own test below, test_figures.py runs make_figures.sh, and run_tests.sh runs this test.
 ELSEWHERE = ("./scripts/quickstart.sh", "./scripts/make_figures.sh", "./scripts/run_tests.sh")
 PUBLISHED = [command for command in dict.fromkeys(commands()) if command not in ELSEWHERE]
-MADE = re.compile(r"(?:--run|--scores|train_Something_v\d\.sh) (\S+)")  # the run or score file that a command makes
+# The run, score file or dataset that a command makes. A prepared folder of videos gets the ending "_prepared".
+MADE = re.compile(r"(?:--run|--scores|train_Something_v\d\.sh) (\S+)|prepare folder (\S+)")
+
+
+def made_by(command: str) -> set[str]:
+    return {name or f"{folder}_prepared" for name, folder in MADE.findall(command)}
 
 
 def toy_form(command: str) -> str:
@@ -155,6 +164,13 @@ def toy_form(command: str) -> str:
         return f"{made} && {command} --workers 0 --to prepared/{PUBLISHED.index(command)}"
     if command.startswith("python -m scripts.export "):
         return f"{command} --size 48"
+    if command.startswith("python main.py my_videos_prepared/"):  # it has two training videos
+        return f"{command} {SMALL} --global_batch_size 2"
+    if command.startswith("python -m scripts.visualize_kernels "):  # the weights of a random network
+        weights = "net_runs/quickstart_rsanet_tiny/resnet_rgb_model_best.pth.tar"
+        clip = "data/toy_something/frames/val/"
+        command = command.replace(f"{clip}00000", f"'{clip}video 0'")
+        return command.replace(weights, "net_runs/released/tiny.pth.tar --model rsanet_tiny --num_segments 8")
     if command.startswith(("./scripts/train_", "python main.py", "MODEL=", "RSA_BACKEND=", "torchrun", "sbatch ")):
         return f"{command} {SMALL}"
     if command.startswith(("./scripts/test_", "./scripts/ensemble.sh", "python test_models.py")):
@@ -166,8 +182,8 @@ def toy_form(command: str) -> str:
 
 def needed_by(command: str) -> list[str]:
     """The commands, on any page, whose run or score file this command names. A run's own command needs no other."""
-    words = set(re.split(r"[\s/,]", command)) - set(MADE.findall(command))
-    return [other for other in PUBLISHED if words.intersection(MADE.findall(other))]
+    words = set(re.split(r"[\s/,]", command)) - made_by(command)
+    return [other for other in PUBLISHED if words & made_by(other)]
 
 
 @pytest.fixture(scope="module")

@@ -229,7 +229,7 @@ def test_matplotlib_is_missing(folder, monkeypatch):
     for program, words in (("scripts/visualize_kernels.py", ["net.pth", "clip"]), ("figs/draw_kernels.py", [])):
         result = run_inside(program, *words, cwd=folder)
         assert result.returncode == 1
-        assert result.stdout == "error: drawing needs matplotlib; install requirements-dev.txt\n"
+        assert result.stdout == "error: drawing needs matplotlib; pip install matplotlib\n"
 
 
 def test_the_figure(folder):
