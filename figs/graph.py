@@ -74,12 +74,11 @@ class Graph:
         settings = {"ha": "center", "va": "center", "linespacing": 1.25, "zorder": 3} | settings
         self.axes.text(x, y, text, fontsize=size, color=colour, **settings)
 
-    def arrow(self, *points: tuple[float, float], colour: str = GREY, dashed: bool = False) -> None:
+    def arrow(self, *points: tuple[float, float]) -> None:
         """An arrow through the points, with its head at the last one."""
         xs, ys = zip(*points, strict=True)
-        style = {"color": colour, "linewidth": 1.3, "linestyle": (0, (3, 2)) if dashed else "-", "zorder": 1}
-        self.axes.plot(xs, ys, solid_joinstyle="round", **style)
-        head = {"arrowstyle": "-|>,head_width=0.22,head_length=0.45", "color": colour, "linewidth": 1.3}
+        self.axes.plot(xs, ys, color=GREY, linewidth=1.3, zorder=1, solid_joinstyle="round")
+        head = {"arrowstyle": "-|>,head_width=0.22,head_length=0.45", "color": GREY, "linewidth": 1.3}
         head |= {"shrinkA": 0, "shrinkB": 0}
         before, (x, y) = points[-2], points[-1]
         length = max(abs(x - before[0]), abs(y - before[1]))
