@@ -19,7 +19,7 @@ from models import build_model, load_weights
 from models.costs import costs
 from models.families import models
 
-README = Path(__file__).parents[1] / "README.md"
+NETWORKS = Path(__file__).parents[1] / "docs" / "networks.md"
 
 
 @dataclass(frozen=True)
@@ -170,4 +170,4 @@ def test_costs(name):
     assert parameters == system.parameters
     assert math.isclose(multiply_adds / 1e9, system.multiply_adds, rel_tol=5e-3)
     if not system.options:
-        assert re.search(rf"\| {name} \|.*\| {parameters:,} \| {multiply_adds / 1e9:.3f} \|", README.read_text())
+        assert re.search(rf"\| {name} \|.*\| {parameters:,} \| {multiply_adds / 1e9:.3f} \|", NETWORKS.read_text())

@@ -142,7 +142,7 @@ def test_an_unreadable_video_is_one_line(trained, tmp_path):
     for name in ("train.txt", "val.txt", dataset.name):
         shutil.copy(folder / name, tmp_path)
     words = ["--weights", folder / "net_runs/sda_tsm_tiny" / BEST, "--dataset", tmp_path / dataset.name]
-    result = run_inside("figs/draw_dependencies.py", *words, "--out", tmp_path / "d.png", cwd=ROOT)
+    result = run("figs/draw_dependencies.py", *words, "--out", tmp_path / "d.png", cwd=ROOT)
     assert result.returncode == 1 and result.stdout.startswith("error: ") and result.stdout.count("\n") == 1
     assert "val.txt:4" in result.stdout
 

@@ -18,7 +18,7 @@ from engine.step import train_step
 from models import build_model, load_weights
 from models.costs import costs
 
-README = Path(__file__).parents[1] / "README.md"
+NETWORKS = Path(__file__).parents[1] / "docs" / "networks.md"
 NAMES = ["rsanet_r50", "sda_tsn_r50", "sda_tsm_r50"]
 TRAINING = {
     "rsanet": (
@@ -128,4 +128,4 @@ def test_costs(name, parameters, multiply_adds):
         assert math.isclose(actual / 1e9, multiply_adds * t / 8, rel_tol=5e-3)
         if t == 8:
             row = rf"\| (\w+, )?{name}(, \w+)? \|.*\| {parameters:,} \| {actual / 1e9:.3f} \|"
-            assert re.search(row, README.read_text())
+            assert re.search(row, NETWORKS.read_text())
