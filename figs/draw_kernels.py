@@ -27,7 +27,7 @@ REACH = 2  # frames before and after the positions' frame that are shown; RSA's 
 LABEL, BETWEEN, TOP = 1.65, 0.2, 1.22  # inches
 TITLE = "Kernels of a trained RSANet: the same positions in a clip and in its reverse"
 LINES = [
-    "The clip on the right is the clip on the left, played backwards. The rings are at one place of one picture.",
+    "Right: the left clip, played backwards. The rings mark one place of one picture. Bold: the network's answer.",
     "The basic kernel depends on the ringed position alone. The relational kernel also depends on what surrounds it.",
 ]
 
@@ -79,7 +79,7 @@ def draw(weights: Path, out: Path) -> None:
             pens[0].label(top, [list(PLACES)[place], f"position {y},{x}"])
             for pen, clip in zip(pens, clips, strict=True):
                 pen.frames(top, clip["R"].frames, clip["R"].places[place], [clip["R"].layers[i] for i in covered])
-                pen.text(min(pen.columns.values()), top - 0.2, f"RSANet: {clip['R'].answer}", fontweight="bold")
+                pen.text(min(pen.columns.values()), top - 0.2, clip["R"].answer, fontweight="bold")
             top += pitch
         kernels = [clip[row.part].layers[row.layer].kernels[place, row.head] for clip in clips]
         left, right = (np.nansum(kernel**2) ** 0.5 for kernel in kernels)
@@ -111,9 +111,9 @@ def see_clips(member: Member) -> list[dict[str, Seen]]:
 def choose_rows(clips: list[dict[str, Seen]]) -> list[Row]:
     """The rows of the picture.
 
-    In the first layer, on the object, these are the relational kernels of two heads: the one that is stronger in the
-    clip than in its reverse by most, and the one that is weaker by most. In other layers and on the background, it is
-    the head that is strongest in both clips together. The basic kernels are those of the first layer.
+    In the first layer, on the object, these are the relational kernels of two heads: those with the largest and the
+    smallest difference between their strength in the clip and that in its reverse. In other layers and on the
+    background, it is the head that is strongest in both clips together. The basic kernels are those of the first layer.
     """
     rows = []
     for place in range(len(PLACES)):
