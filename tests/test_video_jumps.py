@@ -189,16 +189,26 @@ def test_a_large_file_is_not_held_in_memory(tmp_path, clip, monkeypatch):
 
 
 def test_damaged_packets_give_the_frames_of_decoding_from_the_start(tmp_path, clip):
-    """H.264 hides damage: it draws something instead. Some files then have fewer frames."""
+    """H.264 hides most damage: it draws something instead. Some files then have fewer frames.
+
+    A few damaged files cannot be decoded at all. Which ones is not certain, because x264 does not always write the same
+    bytes.
+    """
     whole, rng = write_video(tmp_path / "whole.mp4", "libx264", clip, 12, X264).read_bytes(), np.random.default_rng(0)
-    for i in range(8):
+    hidden = 0
+    for i in range(12):
         content = bytearray(whole)
         for place in rng.integers(len(whole) // 8, len(whole) // 2, 4):
             content[place] ^= 1 << rng.integers(8)
         file = tmp_path / f"damaged{i}.mp4"
         file.write_bytes(content)
-        expected = from_the_start(file)
+        try:
+            expected = from_the_start(file)
+        except DataError:
+            continue
+        hidden += 1
         for _ in range(20):
             numbers = sorted(rng.permutation(len(expected))[:8] + 1)
             found = read_frames(file, numbers, FRAMES)
             assert all(np.array_equal(found[k], expected[k - 1]) for k in numbers)
+    assert hidden >= 4
