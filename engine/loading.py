@@ -22,6 +22,9 @@ from .config import ConfigError, Recipe
 from .log import info
 from .workers import batches, leave_signals_to_the_main_process
 
+# The log says itself that there are more loading processes than cores.
+warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+
 PREFETCH = 2  # batches that each worker has ready
 SHARED_MEMORY = "/dev/shm"
 # The remedies of findings that stop the run, by kind. Findings of other kinds are only logged.
@@ -38,8 +41,6 @@ def make_loader(
 
     ``settings`` are arguments of ``DataLoader``: ``batch_sampler`` or ``batch_size``, and others.
     """
-    # The log says itself that there are more loading processes than cores.
-    warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
     return DataLoader(
         dataset,
         num_workers=workers,
